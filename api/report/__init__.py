@@ -1,0 +1,1 @@
+"""The exported report: one HTML file that needs no network."""

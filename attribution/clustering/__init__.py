@@ -1,0 +1,1 @@
+"""From unit gradient rows to a tree of quanta."""

@@ -1,0 +1,1 @@
+"""Runs on disk: manifest, documents, row sets, checked bytes. No models, no Ray, no FAISS."""
