@@ -1,0 +1,133 @@
+"""One run: a manifest, documents, row sets, and what was computed from them.
+
+Anyone can read a run with zarr, pyarrow and faiss alone; this module is how quantascope itself does.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import ConfigurationError, RunMismatchError, RunNotFoundError
+from .checked import decode_json, encode_json
+from .derived import Derived
+from .documents import Documents
+from .local import LocalStore
+from .rowset import RowSet, require_same
+
+SCHEMA_VERSION = 1
+_MANIFEST = "manifest.json"
+
+
+class Run:
+    """A run on disk; open it with `Run.open`, make it with `Run.create`."""
+
+    def __init__(self, store: LocalStore, manifest: dict[str, Any]) -> None:
+        self.store = store
+        self.manifest = manifest
+        self.documents = Documents(store)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "Run":
+        """Open a run that exists; RunNotFoundError if the folder holds none."""
+        store = _local(path)
+        if not store.exists(_MANIFEST):
+            raise RunNotFoundError(
+                f"{store.root} holds no run (no manifest.json). "
+                "`quantascope ls FOLDER` lists the runs below a folder; `quantascope collect … --out` makes one."
+            )
+        manifest = decode_json(store.read(_MANIFEST), str(store.path(_MANIFEST)))
+        if manifest["schema_version"] > SCHEMA_VERSION:
+            raise RunMismatchError(
+                f"{store.root} has schema version {manifest['schema_version']}, this quantascope reads up to "
+                f"{SCHEMA_VERSION}: install a newer quantascope."
+            )
+        return cls(store, manifest)
+
+    @classmethod
+    def exists(cls, path: str | os.PathLike[str]) -> bool:
+        """Whether the folder holds a run."""
+        return _local(path).exists(_MANIFEST)
+
+    @classmethod
+    @contextmanager
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        config: dict[str, Any],
+        **facts: Any,  # noqa: ANN401
+    ) -> Iterator["Run"]:
+        """Make a run, or go on with the one that is there, holding it for writing.
+
+        `config` is what must be equal to go on (RunMismatchError prints both sides); `facts` are only recorded.
+        """
+        store = _local(path)
+        if store.root.is_dir() and not store.exists(_MANIFEST) and any(store.names("")):
+            raise RunNotFoundError(
+                f"{store.root} is a folder with other things in it and no run; choose another --out."
+            )
+        if store.exists(_MANIFEST):
+            _require_config(cls.open(path), config)
+        with store.lock():
+            value = {"schema_version": SCHEMA_VERSION, "config": config} | facts
+            if not store.exists(_MANIFEST):
+                store.claim(_MANIFEST, encode_json(value))
+            run = cls.open(path)
+            _require_config(run, config)
+            yield run
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.store.root.name
+
+    def row_set(self, name: str | None = None) -> RowSet:
+        """A row set by its name; without one, the only one, or the token rows where there are several."""
+        names = self.row_sets()
+        if name is None:
+            if not names:
+                raise RunNotFoundError(f"{self.store.root} has no row sets yet: `quantascope collect` makes one.")
+            name = "token-loss" if "token-loss" in names else names[0]
+        if name not in names:
+            raise RunNotFoundError(
+                f"{self.store.root} has no row set {name!r}; it has {', '.join(names) or 'none yet'}."
+            )
+        return RowSet(self.store, name)
+
+    def new_row_set(self, name: str) -> RowSet:
+        """A row set that may not be planned yet."""
+        return RowSet(self.store, _plain(name))
+
+    def row_sets(self) -> list[str]:
+        """Names of the planned row sets, sorted."""
+        return [name for name in self.store.names("rows") if RowSet(self.store, name).planned]
+
+    def derived(self, room: str, name: str) -> Derived:
+        """What was computed from rows: `room` is index, quanta, traces or ledger."""
+        return Derived(self.store, room, _plain(name))
+
+    def derived_names(self, room: str) -> list[str]:
+        """Names of what a room holds, sorted."""
+        return self.store.names(room)
+
+
+def _require_config(run: Run, config: dict[str, Any]) -> None:
+    require_same(
+        run.manifest["config"],
+        config,
+        f"The run at {run.store.root}",
+        "Choose another --out, or remove the run with `quantascope rm`.",
+    )
+
+
+def _local(path: str | os.PathLike[str]) -> LocalStore:
+    if "://" in os.fspath(path):
+        raise ConfigurationError(f"{path}: runs live in folders for now; give a path on a disk.")
+    return LocalStore(path)
+
+
+def _plain(name: str) -> str:
+    if not name or name[0] == "." or set(name) & set("/\\\0"):
+        raise ConfigurationError(f"{name!r} cannot be a name: use letters, digits, '-', '_' and '.'.")
+    return name
