@@ -10,6 +10,7 @@ Knows any torch module whose first axis is the example; nothing of documents, ru
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -48,6 +49,7 @@ class GradientEngine(Generic[Batch]):
         self.model = model.eval().requires_grad_(False)
         self.blocks = find_blocks(model).blocks if blocks is None else blocks
         weight = next(model.parameters())
+        self.device = weight.device
         self.dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self._projections: list[BlockProjection] = [
             projection.block(
@@ -61,7 +63,7 @@ class GradientEngine(Generic[Batch]):
             for b in self.blocks
         ]
         ends = np.cumsum([0, *(p.dim for p in self._projections)])
-        self.columns = [slice(int(a), int(b)) for a, b in zip(ends, ends[1:], strict=False)]
+        self.columns = [slice(int(a), int(b)) for a, b in pairwise(ends)]
         """Column range of each block in a row."""
         self.dim = int(ends[-1])
 

@@ -1,6 +1,7 @@
-"""Random numbers that depend on names alone: the same on every worker, in any order, for ever (a golden test holds them).
+"""Random numbers that depend on names alone: the same on every worker, in any order, for ever.
 
-Counter-based (Philox 4×64, Salmon et al. 2011): the key is a digest of (seed, name, axis), element i is the i-th word.
+Counter-based (Philox 4×64, Salmon et al. 2011): the key is a digest of (seed, name, axis), element i is the i-th
+word. A golden test holds the numbers.
 """
 
 import hashlib

@@ -16,6 +16,7 @@ from typing import Literal, Self
 
 import numpy as np
 from jaxtyping import Float, Shaped
+from threadpoolctl import threadpool_limits
 
 from ..errors import ConfigurationError
 
@@ -34,7 +35,7 @@ class WhiteningConfig:
     """Leading directions that get a scale of their own where the exact decomposition would be too slow."""
     max_exact: int = 1_024
     """The decomposition is exact where the lesser of rows and columns is at most this."""
-    num_power_iterations: int = 1
+    num_power_iterations: int = 2
     """Rounds of subspace iteration; each costs two products of the rows with a rank-wide matrix."""
     seed: int = 0
     """Seed of the random start of the subspace."""
@@ -150,7 +151,8 @@ def _exact_spectrum(unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     num_units, dim = unit.shape
     wide = dim > num_units
     gram = (unit @ unit.T if wide else unit.T @ unit).astype(np.float64) / num_units
-    values, vectors = np.linalg.eigh(gram)
+    with threadpool_limits(1):  # a shared machine slows LAPACK's panels tenfold; one thread is also reproducible
+        values, vectors = np.linalg.eigh(gram)
     keep = values > values[-1] * 1e-7
     values, vectors = values[keep][::-1], vectors[:, keep][:, ::-1]
     if wide:
@@ -163,11 +165,18 @@ def _leading_spectrum(unit: np.ndarray, config: WhiteningConfig) -> tuple[np.nda
     num_units, dim = unit.shape
     oversampled = min(config.rank + max(config.rank // 8, 16), num_units, dim)
     start = np.random.default_rng(config.seed).standard_normal((num_units, oversampled), dtype=np.float32)
-    subspace = np.linalg.qr(unit.T @ start)[0]
+    subspace = _orthonormal(unit.T @ start)
     for _ in range(config.num_power_iterations):
-        subspace = np.linalg.qr(unit.T @ (unit @ subspace))[0]
+        subspace = _orthonormal(unit.T @ (unit @ subspace))
     image = unit @ subspace
-    values, vectors = np.linalg.eigh((image.T @ image).astype(np.float64) / num_units)
+    moment = (image.T @ image).astype(np.float64) / num_units
+    with threadpool_limits(1):
+        values, vectors = np.linalg.eigh(moment)
     values, vectors = values[::-1][: config.rank], vectors[:, ::-1][:, : config.rank]
     keep = values > values[0] * 1e-7
     return subspace @ vectors[:, keep].astype(np.float32), values[keep]
+
+
+def _orthonormal(columns: np.ndarray) -> np.ndarray:
+    with threadpool_limits(1):
+        return np.linalg.qr(columns)[0]

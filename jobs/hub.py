@@ -28,16 +28,16 @@ def quiet() -> Iterator[None]:
     What matters in them (missing weights, pickles, remote code) is checked and raised by the caller. Python's
     warning filters belong to the process: don't enter from two threads at once.
     """
-    import huggingface_hub.utils as hub_utils
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
     levels = [logger.level for logger in loggers]
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        if not hub_utils.are_progress_bars_disabled():
-            hub_utils.disable_progress_bars()
-            stack.callback(hub_utils.enable_progress_bars)
+        if not are_progress_bars_disabled():
+            disable_progress_bars()
+            stack.callback(enable_progress_bars)
         stack.callback(_restore_levels, loggers, levels)
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
@@ -61,7 +61,7 @@ def _stop_progress_bars(stack: contextlib.ExitStack) -> None:
     if "datasets" in sys.modules:
         import datasets
 
-        if datasets.is_progress_bar_enabled():
+        if not datasets.are_progress_bars_disabled():
             datasets.disable_progress_bars()
             stack.callback(datasets.enable_progress_bars)
 

@@ -94,8 +94,8 @@ def windows(num_tokens: int, window_tokens: int, *, stride_tokens: int | None = 
     stride = window_tokens if stride_tokens is None else stride_tokens
     if num_tokens < 0 or window_tokens < 2 or not 1 <= stride <= window_tokens:
         raise ConfigurationError(
-            f"windows of {window_tokens} tokens every {stride} over {num_tokens} tokens: a window has 2 tokens or more, "
-            "a stride between 1 and the window's length, a document no fewer than 0."
+            f"windows of {window_tokens} tokens every {stride} over {num_tokens} tokens: a window has 2 tokens or "
+            "more, a stride is between 1 and the window's length, a document has no fewer than 0."
         )
     cut = []
     for first in range(0, num_tokens - 1, stride):

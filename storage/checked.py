@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-from ..errors import DamagedRunError
+from ..errors import DamagedRunError, RunMismatchError
 
 _CHECKSUM = "checksum"
 
@@ -45,6 +45,26 @@ def check(data: bytes | memoryview, expected: str, name: str) -> None:
             f"{name} is damaged: its SHA-256 is {found[:12]}…, the record says {expected[:12]}…. "
             "Remove the row set or derived folder that holds it (`quantascope rm`) and make it again."
         )
+
+
+def require_same(found: dict[str, Any], wanted: dict[str, Any], what: str, advice: str) -> None:
+    """RunMismatchError that prints both sides of every difference, unless the configurations are equal as JSON."""
+    there, asked = _flat(json.loads(json.dumps(found))), _flat(json.loads(json.dumps(wanted)))
+    differences = [
+        f"  {key}: there {there.get(key)!r}, asked for {asked.get(key)!r}"
+        for key in sorted(there.keys() | asked.keys())
+        if there.get(key) != asked.get(key)
+    ]
+    if differences:
+        raise RunMismatchError("\n".join([f"{what} was made with another configuration:", *differences, advice]))
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
+    return flat
 
 
 def _canonical(value: Any) -> bytes:  # noqa: ANN401

@@ -18,7 +18,7 @@ from jaxtyping import Float, Float16, Float32, Int64, UInt8
 from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
-from ..errors import DamagedRunError, IncompleteRunError, RunMismatchError
+from ..errors import IncompleteRunError, RunMismatchError
 from .checked import check, decode_json, digest, encode_json, fingerprint
 from .local import LocalStore
 from .tables import encode_table, read_table
@@ -260,19 +260,3 @@ def _zarr_json(shape: tuple[int, int], rows_per_block: int, dtype: str, names: S
         config={"write_empty_chunks": True},
     )
     return bytes(store["zarr.json"].to_bytes())
-
-
-def require_same(found: dict[str, Any], wanted: dict[str, Any], what: str, advice: str) -> None:
-    """RunMismatchError that prints both sides of every difference, unless the configurations are equal."""
-    differences = [
-        f"  {key}: there {found.get(key)!r}, asked for {wanted.get(key)!r}"
-        for key in sorted(found.keys() | wanted.keys())
-        if found.get(key) != wanted.get(key)
-    ]
-    if differences:
-        raise RunMismatchError("\n".join([f"{what} was made with another configuration:", *differences, advice]))
-
-
-def damaged(path: str) -> DamagedRunError:
-    """For readers that find a file torn before its digest can say so."""
-    return DamagedRunError(f"{path} is damaged: it is shorter than its record says.")

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import ConfigurationError, RunMismatchError, RunNotFoundError
-from .checked import decode_json, encode_json
+from .checked import decode_json, encode_json, require_same
 from .derived import Derived
 from .documents import Documents
 from .local import LocalStore
-from .rowset import RowSet, require_same
+from .rowset import RowSet
 
 SCHEMA_VERSION = 1
 _MANIFEST = "manifest.json"

@@ -6,7 +6,6 @@ tokenizers or models.
 
 import ast
 import hashlib
-import os
 import shutil
 import sysconfig
 import warnings
@@ -43,10 +42,7 @@ def standard_library_files(*, max_bytes: int | None = None, root: Path | None = 
     """
     folder = root or Path(sysconfig.get_path("stdlib"))
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.py") if _wanted(path, folder)]
-    if max_bytes is None:
-        files = dict(_readable(folder, sorted(names)))
-    else:
-        files = _draw(folder, names, max_bytes)
+    files = dict(_readable(folder, sorted(names)) if max_bytes is None else _draw(folder, names, max_bytes))
     if not files:
         raise DatasetNotFoundError(
             f"No Python sources of the standard library under {folder}. Some systems ship it compiled or in "
@@ -145,4 +141,4 @@ def _write_whole(folder: Path, files: dict[str, bytes]) -> None:
         path = partial / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    os.replace(partial, folder)
+    partial.replace(folder)

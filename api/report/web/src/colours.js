@@ -14,9 +14,10 @@ export const accent = () => (dark() ? "#7cc0ff" : "#0a58a8");
 
 export const ofRank = (rank) => (rank >= 0 && rank < 10 ? (dark() ? DARK : LIGHT)[rank] : greyPoint());
 
-// share: 0 to 1. The ramp is turned around on a light page's low end being dark already; both ends stay visible.
+// share: 0 to 1. The end of the ramp that would vanish on the page's own lightness is left out.
 export function ramp(share) {
-  const place = Math.min(1, Math.max(0, share)) * (RAMP.length - 1);
+  const inside = Math.min(1, Math.max(0, share));
+  const place = (dark() ? 0.25 + 0.75 * inside : 0.85 * inside) * (RAMP.length - 1);
   const step = Math.min(RAMP.length - 2, Math.floor(place));
   const mix = RAMP[step].map((low, i) => Math.round(low + (RAMP[step + 1][i] - low) * (place - step)));
   return `rgb(${mix.join(" ")})`;

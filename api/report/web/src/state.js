@@ -3,7 +3,7 @@
 
 const DEFAULTS = {
   view: "quanta", quantum: null, unit: null, window: null, sort: "use", order: "down", search: "",
-  cut: null, open: [], fold: [], colour: "quantum",
+  cut: null, toggled: [], colour: "quantum",
 };
 const VIEWS = ["quanta", "evidence", "frequency", "traces", "tree", "run"];
 const CHOICES = {
@@ -25,7 +25,7 @@ function parse(hash) {
     else if (key === "quantum" || key === "unit" || key === "window") next[key] = natural(text, limits[key]);
     else if (key === "search") next.search = text.slice(0, 200);
     else if (key === "cut" && Number.isFinite(Number.parseFloat(text))) next.cut = Number.parseFloat(text);
-    else if (key === "open" || key === "fold") next[key] = text.split(".").map((part) => natural(part)).filter((id) => id !== null);
+    else if (key === "toggled") next.toggled = text.split(".").map((part) => natural(part)).filter((id) => id !== null);
   }
   return next;
 }

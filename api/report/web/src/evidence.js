@@ -1,0 +1,36 @@
+// The quanta beside their rivals, each with interval and null.
+
+import { interval } from "./charts.js";
+import { empty, h } from "./dom.js";
+import { fixed, missing } from "./format.js";
+import { explain } from "./tip.js";
+
+export function evidence(data) {
+  const { sentence, first, second, plain, rows } = data.evidence;
+  const scales = ["first", "second"].map((key) => scaleOf(rows.map((row) => row[key]).filter(Boolean)));
+  const head = (measure, span) => h("th", { scope: "col", colspan: span }, explain(h("span", null, measure.name), measure));
+  const element = h("section", { class: "page evidence" },
+    h("h2", null, "Evidence"),
+    sentence ? h("p", { class: "lead" }, sentence) : null,
+    rows.length
+      ? h("div", { class: "scroll" }, h("table", null,
+          h("thead", null, h("tr", null, h("th", { scope: "col" }, "Rows"), head(first, 2), head(second, 2), head(plain, 1))),
+          h("tbody", null, rows.map((row) => h("tr", { class: row.ours ? "ours" : null },
+            h("th", { scope: "row" }, row.name), cells(row.first, scales[0]), cells(row.second, scales[1]), h("td", { class: "number" }, fixed(row.plain)))))))
+      : empty("No comparison was made in this run."),
+    h("p", { class: "quiet" }, "Dot: the value. Line: its 95 % interval. Grey: what the null reaches in 99 of 100 cases; a dot inside the grey shows nothing."));
+  return { element, update() {} };
+}
+
+const scaleOf = (values) => [
+  Math.min(0, ...values.map(({ low }) => low)),
+  Math.max(...values.map(({ high, null_99: bar }) => Math.max(high, missing(bar) ? high : bar)), 0.01) * 1.04,
+];
+
+function cells(value, scale) {
+  if (!value) return [h("td", { class: "number quiet" }, "–"), h("td")];
+  return [
+    h("td", { class: "number" }, h("span", null, fixed(value.value, 3)), h("small", null, `${fixed(value.low, 3)} to ${fixed(value.high, 3)}`), missing(value.null_99) ? null : h("small", null, `null ${fixed(value.null_99, 3)}`)),
+    h("td", null, interval(value, scale)),
+  ];
+}

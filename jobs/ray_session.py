@@ -1,0 +1,144 @@
+"""A Ray to run on: a local one of the command's own, or a given cluster.
+
+A local Ray has no dashboard, sends no statistics, and has a token of its own that only this user can read. The
+environment's RAY_ADDRESS is ignored unless asked for with address="auto".
+"""
+
+import atexit
+import logging
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigurationError, RayStartError
+
+_OBJECT_STORE_BYTES = 100_000_000  # Ray's least is 75 MB: rows go to the run, not through the object store
+_NEEDED_BYTES = 500_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayOptions:
+    """Where the workers run, and how many there are."""
+
+    address: str | None = None
+    """None starts a local Ray; `auto` or HOST:PORT joins a cluster."""
+    num_workers: int | None = None
+    """None takes one worker per `threads_per_worker` cores of this machine (or of the cluster)."""
+    threads_per_worker: int = 1
+    gpus_per_worker: float = 0
+    allow_no_token: bool = False
+    """Join a cluster that has no token authentication."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers is not None and self.num_workers < 1:
+            raise ConfigurationError(f"--workers is {self.num_workers}; give 1 or more.")
+        if self.threads_per_worker < 1:
+            raise ConfigurationError(f"--threads-per-worker is {self.threads_per_worker}; give 1 or more.")
+
+
+@contextmanager
+def ray_session(options: RayOptions) -> Iterator[int]:
+    """Connect to Ray, and hand out how many workers to start. A Ray that the caller has connected to is used as is."""
+    if _is_initialised():
+        yield _num_workers(options)
+        return
+    _authenticate(options)
+    _init(options)
+    try:
+        yield _num_workers(options)
+    finally:
+        import ray
+
+        ray.shutdown()
+
+
+def _init(options: RayOptions) -> None:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if options.address is None:
+        _require_room()
+    arguments: dict[str, Any] = {"address": options.address or "local", "log_to_driver": False}
+    if options.address is None:
+        cpus = max(os.cpu_count() or 1, (options.num_workers or 1) * options.threads_per_worker)
+        arguments |= {
+            "include_dashboard": False,
+            "num_cpus": cpus,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+        }
+    try:
+        ray.init(configure_logging=True, logging_level=logging.ERROR, **arguments)
+    except (RuntimeError, OSError, ValueError, ConnectionError, TimeoutError) as error:
+        where = f"The cluster at {options.address}" if options.address else "A local Ray"
+        raise RayStartError(
+            f"{where} could not be reached or started: {str(error).splitlines()[0]}. "
+            "Check the address and the token (RAY_AUTH_TOKEN_PATH), free memory, and space below the temporary folder."
+        ) from error
+
+
+def _authenticate(options: RayOptions) -> None:
+    """Token authentication is on: our own token for a local Ray, the user's for a cluster."""
+    if options.address is None:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(_own_token())
+    elif os.environ.get("RAY_AUTH_MODE") != "token" and not options.allow_no_token:
+        raise RayStartError(
+            f"The cluster at {options.address} would be joined without a token, which leaves it open to anyone who "
+            "reaches it. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH, or insist with --allow-no-token."
+        )
+
+
+@cache
+def _own_token() -> Path:
+    """A file with a random token that only this user can read; one per process, since Ray reads it only once."""
+    folder = Path(tempfile.mkdtemp(prefix="quantascope-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    token = folder / "ray-token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    return token
+
+
+def _num_workers(options: RayOptions) -> int:
+    """How many workers to start; RayStartError, at once, if the cluster has no room for them."""
+    import ray
+
+    resources = ray.cluster_resources()
+    room = int(resources.get("CPU", 0) // options.threads_per_worker)
+    if options.gpus_per_worker:
+        room = min(room, int(resources.get("GPU", 0) // options.gpus_per_worker))
+    wanted = options.num_workers or max(room, 1)
+    if wanted > room:
+        raise RayStartError(
+            f"Ray has room for {room} workers of {options.threads_per_worker} threads"
+            f"{f' and {options.gpus_per_worker:g} GPU' if options.gpus_per_worker else ''}, {wanted} were asked for: "
+            "give a smaller --workers, or a larger cluster."
+        )
+    return wanted
+
+
+def _require_room() -> None:
+    for folder in (Path(tempfile.gettempdir()), Path("/dev/shm")):  # noqa: S108 - where Ray keeps sockets and objects
+        if folder.is_dir():
+            status = os.statvfs(folder)
+            free = status.f_bavail * status.f_frsize
+            if free < _NEEDED_BYTES:
+                raise RayStartError(
+                    f"No room for Ray to start: {folder} has {free / 1e6:.0f} MB free, {_NEEDED_BYTES / 1e6:.0f} MB "
+                    "are needed. Free some, or point TMPDIR at a larger disk."
+                )
+
+
+def _is_initialised() -> bool:
+    """Whether this process has connected to Ray already; does not import it to find out."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())

@@ -1,0 +1,196 @@
+"""What a Ray actor does: holds the model, scans windows for units, computes blocks of rows and commits them.
+
+Plain functions of a run, a row set and a model, so that tests can call them without Ray.
+"""
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Int
+
+from ..attribution.engine import GradientEngine, GradientRows
+from ..attribution.losses import TokenBatch, mean_losses, token_losses
+from ..attribution.schedule import schedule_tokens
+from ..attribution.selection import ends_seen_trigram, low_loss
+from ..errors import RunMismatchError
+from ..storage.rowset import RowBlock, RowSet
+from ..storage.run import Run
+from .config import SetConfig
+from .model import LoadedModel, ModelSource, load_model
+from .plan import make_engine
+
+SCAN_WINDOWS = 64
+"""Windows of one scanning task."""
+_SCAN_BATCH = 16
+"""Windows that go through the model together while scanning."""
+
+
+class Worker:
+    """Holds the model on its device; what it makes it commits itself, and returns a small record."""
+
+    def __init__(self, path: str, set_name: str, model: ModelSource, config: SetConfig) -> None:
+        torch.set_num_threads(config.rows.threads_per_worker)
+        self._run = Run.open(path)
+        self._set = self._run.new_row_set(set_name)
+        self._config = config
+        self._loaded = load_model(model)
+
+    @cached_property
+    def _engine(self) -> GradientEngine[TokenBatch]:
+        planned = self._set.plan["model"]["fingerprint"]
+        if planned != self._loaded.fingerprint:
+            raise RunMismatchError(
+                f"The worker's model has fingerprint {self._loaded.fingerprint[:12]}…, row set {self._set.name!r} was "
+                f"planned with {planned[:12]}…: the model changed meanwhile."
+            )
+        return make_engine(self._config.rows, self._loaded)[0]
+
+    def scan(self, windows: Int[np.ndarray, "window 3"]) -> pa.Table:
+        """The token-loss candidates of some windows (document, first token, last token exclusive), sorted."""
+        return scan_windows(self._run, windows, self._loaded, max_loss=self._config.selection.max_loss)
+
+    def collect(self, block: int) -> dict[str, Any]:
+        """Compute and commit one block; returns its record, with the tokens that its units read."""
+        content, num_tokens = collect_block(self._run, self._set, block, self._engine)
+        return self._set.commit(block, content) | {"num_tokens": num_tokens}
+
+
+def scan_windows(run: Run, windows: Int[np.ndarray, "window 3"], loaded: LoadedModel, *, max_loss: float) -> pa.Table:
+    """Tokens with a loss below `max_loss` nats that end no seen trigram and count for the loss."""
+    parts = []
+    for start in range(0, len(windows), _SCAN_BATCH):
+        chosen = windows[start : start + _SCAN_BATCH]
+        losses = _all_losses(run, chosen, loaded)
+        for (document, first, last), loss in zip(chosen, losses, strict=True):
+            stored = run.documents[int(document)]
+            seen = ends_seen_trigram(stored.tokens)[first:last] | ~stored.counts[first:last]
+            position = low_loss(loss, seen, max_loss=max_loss)
+            target = int(first) + position
+            parts.append(
+                {
+                    "document": np.full(len(position), document),
+                    "first_token": np.full(len(position), first),
+                    "last_token": target,
+                    "text_start": stored.starts[target],
+                    "text_end": stored.ends[target],
+                    "loss": loss[position],
+                }
+            )
+    columns = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    return pa.table(
+        {
+            "document": pa.array(columns["document"], pa.int64()),
+            "first_token": pa.array(columns["first_token"], pa.int32()),
+            "last_token": pa.array(columns["last_token"], pa.int32()),
+            "text_start": pa.array(columns["text_start"], pa.int32()),
+            "text_end": pa.array(columns["text_end"], pa.int32()),
+            "loss": pa.array(columns["loss"], pa.float32()),
+        }
+    )
+
+
+def collect_block(run: Run, row_set: RowSet, block: int, engine: GradientEngine[TokenBatch]) -> tuple[RowBlock, int]:
+    """The rows of one block's units, in order, and the number of tokens that they read."""
+    first, last = row_set.block_range(block)
+    units = row_set.selection().slice(first, last - first)
+    collect = _collect_tokens if row_set.plan["unit_type"] == "token-loss" else _collect_windows
+    rows, norms, losses, num_tokens = collect(run, units, engine, int(row_set.plan["batch_tokens"]))
+    table = units.set_column(units.column_names.index("loss"), "loss", pa.array(losses, pa.float32()))
+    return RowBlock(rows=rows, block_norms=norms, units=table), num_tokens
+
+
+_Rows = tuple[np.ndarray, np.ndarray, np.ndarray, int]
+
+
+def _collect_tokens(run: Run, units: pa.Table, engine: GradientEngine[TokenBatch], batch_tokens: int) -> _Rows:
+    document, first, last = (np.asarray(units[c]) for c in ("document", "first_token", "last_token"))
+    keys, window = np.unique(np.stack([document, first], axis=1), axis=0, return_inverse=True)
+    position = last - first
+    result = _empty(len(units), engine)
+    num_tokens = 0
+    for batch in schedule_tokens(window.reshape(-1), position, batch_tokens=batch_tokens):
+        spans = [(int(d), int(f), int(f) + batch.length) for d, f in keys[batch.window]]
+        tokens = TokenBatch(
+            ids=_ids(run, spans, batch.length, engine.device),
+            example=torch.from_numpy(batch.example).to(engine.device),
+            position=torch.from_numpy(position[batch.unit].astype(np.int64)).to(engine.device),
+        )
+        _store(result, batch.unit, engine.rows(tokens, token_losses, tokens.example))
+        num_tokens += int((position[batch.unit] + 1).sum())
+    return (*result, num_tokens)
+
+
+def _collect_windows(run: Run, units: pa.Table, engine: GradientEngine[TokenBatch], batch_tokens: int) -> _Rows:
+    document, first, last = (np.asarray(units[c]) for c in ("document", "first_token", "last_token"))
+    lengths = last + 1 - first
+    order = np.argsort(-lengths, kind="stable")
+    result = _empty(len(units), engine)
+    start = 0
+    while start < len(order):
+        longest = int(lengths[order[start]])
+        chosen = order[start : start + max(1, batch_tokens // longest)]
+        start += len(chosen)
+        spans = [(int(document[u]), int(first[u]), int(last[u]) + 1) for u in chosen]
+        example, position = _counted(run, spans)
+        batch = TokenBatch(
+            ids=_ids(run, spans, longest, engine.device),
+            example=torch.from_numpy(example).to(engine.device),
+            position=torch.from_numpy(position).to(engine.device),
+        )
+        _store(result, chosen, engine.rows(batch, mean_losses))
+    return (*result, int(lengths.sum()))
+
+
+def _empty(num_units: int, engine: GradientEngine[TokenBatch]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    dtype = np.float64 if engine.dtype == torch.float64 else np.float32
+    return (
+        np.full((num_units, engine.dim), np.nan, dtype),
+        np.full((num_units, len(engine.blocks)), np.nan, np.float32),
+        np.full(num_units, np.nan, np.float32),
+    )
+
+
+def _store(result: tuple[np.ndarray, np.ndarray, np.ndarray], units: np.ndarray, made: GradientRows) -> None:
+    for array, value in zip(result, (made.rows, made.block_norms, made.losses), strict=True):
+        array[units] = value.cpu().numpy()
+
+
+def _ids(run: Run, spans: list[tuple[int, int, int]], length: int, device: torch.device) -> torch.Tensor:
+    """Token ids of spans (document, first, last exclusive), cut or padded with 0 on the right to `length`."""
+    ids = np.zeros((len(spans), length), np.int64)
+    for row, (document, first, last) in zip(ids, spans, strict=True):
+        tokens = run.documents[document].tokens[first:last][:length]
+        row[: len(tokens)] = tokens
+    return torch.from_numpy(ids).to(device)
+
+
+def _counted(run: Run, spans: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Example and position of every token that counts for its window's loss; the first has nothing before it."""
+    examples, positions = [], []
+    for number, (document, first, last) in enumerate(spans):
+        position = np.flatnonzero(run.documents[document].counts[first:last])
+        position = position[position > 0]
+        examples.append(np.full(len(position), number, np.int64))
+        positions.append(position.astype(np.int64))
+    return np.concatenate(examples), np.concatenate(positions)
+
+
+@torch.no_grad()
+def _all_losses(run: Run, windows: Int[np.ndarray, "window 3"], loaded: LoadedModel) -> list[np.ndarray]:
+    """Each window's token losses; infinity for its first token, which nothing predicts."""
+    spans = [(int(d), int(f), int(e)) for d, f, e in windows]
+    lengths = [last - first for _, first, last in spans]
+    device = loaded.model.device
+    example = np.concatenate([np.full(n - 1, i) for i, n in enumerate(lengths)])
+    position = np.concatenate([np.arange(1, n) for n in lengths])
+    batch = TokenBatch(
+        ids=_ids(run, spans, max(lengths), device),
+        example=torch.from_numpy(example).to(device),
+        position=torch.from_numpy(position).to(device),
+    )
+    losses = token_losses(loaded.model, batch).float().cpu().numpy()
+    cuts = np.cumsum([n - 1 for n in lengths])[:-1]
+    return [np.concatenate([[np.inf], part]).astype(np.float32) for part in np.split(losses, cuts)]
