@@ -203,15 +203,11 @@ class DocumentReader:
 
     def _id_of(self, raw: RawRow) -> str:
         if self._source.id_field is None:
-            return str(raw.values.get("path", raw.row)) if self._is_text_file(raw) else str(raw.row)
+            return raw.name if raw.name is not None else str(raw.row)
         value = raw.values.get(self._source.id_field)
         if not isinstance(value, str | int) or value == "":
             raise BadRowError(f"its id field {self._source.id_field} is {_describe(value)}")
         return _require_unicode(str(value), self._source.id_field)
-
-    @staticmethod
-    def _is_text_file(raw: RawRow) -> bool:
-        return raw.values.get("path") == raw.file
 
     def _label_of(self, values: Mapping[str, Any], name: str) -> str | None:
         value = values.get(name)

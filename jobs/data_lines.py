@@ -129,8 +129,9 @@ def read_csv(path: Path, file: str, row: int) -> Iterator[RawRow]:
         if not cells and problem is None:
             continue
         if names is None:
-            if lines.problem or problem:
-                raise lines.problem or problem or AssertionError
+            broken = lines.problem or problem
+            if broken is not None:
+                raise broken
             names = cells
             continue
         if problem is None and len(cells) != len(names):

@@ -24,6 +24,8 @@ class RawRow:
     """For messages: the row's number, and its line where it has one."""
     values: Mapping[str, Any]
     problem: BadRowError | EncodingError | None = None
+    name: str | None = None
+    """The source's own name for the row: a text file's path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

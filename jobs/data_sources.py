@@ -258,26 +258,21 @@ def _class_names(features: Mapping[str, Any]) -> dict[str, Sequence[str]]:
 def _open_hub(source: DataSource) -> RawRows:
     import datasets
 
-    reachable = hub_is_reachable()
-    options: dict[str, Any] = {"revision": source.revision}
-    if not reachable:
-        options["download_config"] = datasets.DownloadConfig(local_files_only=True, max_retries=0)
+    if not hub_is_reachable():
+        raise _not_on_hub(source, "since the hub cannot be reached from here")
     try:
         with quiet():
-            splits = datasets.get_dataset_split_names(source.dataset, source.config_name, **options)
+            splits = datasets.get_dataset_split_names(source.dataset, source.config_name, revision=source.revision)
             split = _choose_split(source, splits)
-            stream = datasets.load_dataset(source.dataset, source.config_name, split=split, streaming=True, **options)
+            stream = datasets.load_dataset(
+                source.dataset, source.config_name, split=split, streaming=True, revision=source.revision
+            )
     except DatasetNotFoundError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         if "script" in str(error).lower():
             raise _script(source) from error
-        where = "on the hub" if reachable else "since the hub cannot be reached from here"
-        raise DatasetNotFoundError(
-            f"There is no file or folder {source.dataset}, and no data set of that id {where} ({first_line(error)}). "
-            "Check the spelling, config_name and revision; a gated data set needs `hf auth login`; without network, "
-            "give the path of a downloaded file or folder."
-        ) from error
+        raise _not_on_hub(source, f"on the hub ({first_line(error)})") from error
     features: Mapping[str, Any] = stream.features or next(iter(stream.take(1)), {})
 
     def read(columns: Sequence[str]) -> Iterator[RawRow]:
@@ -287,6 +282,14 @@ def _open_hub(source: DataSource) -> RawRows:
     names = _class_names(features)
     kinds = _feature_types(features) if stream.features else {name: type_name(v) for name, v in features.items()}
     return RawRows(format="hub", fields=kinds, read=read, class_names=names)
+
+
+def _not_on_hub(source: DataSource, where: str) -> DatasetNotFoundError:
+    return DatasetNotFoundError(
+        f"There is no file or folder {source.dataset}, and no data set of that id {where}. Check the spelling, "
+        "config_name and revision; a gated data set needs `hf auth login`; without network, give the path of a "
+        "downloaded file or folder."
+    )
 
 
 # --- text files ---------------------------------------------------------------------------------------------------
@@ -305,7 +308,7 @@ def _open_texts(files: list[Path], folder: Path) -> RawRows:
                 mark = 3 if content.startswith(b"\xef\xbb\xbf") else 0
                 problem = not_utf8(name, mark + error.start, content[mark + error.start])
             values = {"text": text, "path": name, "folder": path.relative_to(folder).parent.as_posix()}
-            yield RawRow(row=row, file=name, where=f"row {row}", values=values, problem=problem)
+            yield RawRow(row=row, file=name, where=f"row {row}", values=values, problem=problem, name=name)
 
     size = sum(path.stat().st_size for path in files)
     kinds = {"text": "string", "path": "string", "folder": "string"}

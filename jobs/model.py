@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadWeightsError, ConfigurationError, ModelNotFoundError
@@ -52,7 +52,9 @@ def load_model(source: ModelSource) -> LoadedModel:
     Raises what `check_model` raises, and BadWeightsError for weights that are missing, unreadable, NaN or infinite.
     """
     facts = check_model(source)
-    folder, _ = find_folder(source, weights=True)
+    # The commit that was checked, in case the branch has moved since.
+    pinned = replace(source, revision=facts.revision or source.revision)
+    folder, _ = find_folder(pinned, weights=True)
     require_safetensors(source, folder)
     device = _resolve_device(source.device)
     with quiet():
@@ -136,7 +138,7 @@ def _load_tokenizer(source: ModelSource, folder: Path, facts: ModelFacts) -> Any
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=facts.needs_remote_code
         )
-    except Exception as error:  # noqa: BLE001 - the tokenizers library raises bare Exception for a broken file
+    except Exception as error:
         raise ModelNotFoundError(
             f"The tokenizer of {source.model} cannot be loaded ({first_line(error)}). Fetch or save it again."
         ) from error

@@ -242,11 +242,15 @@ def _context_tokens(config: dict[str, Any], folder: Path, needs_remote_code: boo
 
 def require_safetensors(source: ModelSource, folder: Path) -> None:
     """Raise ModelNotFoundError for a folder without weights, or with pickled ones only."""
-    if any(folder.glob("*.safetensors")):
+    _refuse_pickles(source, sorted(path.name for path in folder.iterdir()))
+
+
+def _refuse_pickles(source: ModelSource, names: list[str]) -> None:
+    if any(name.endswith(".safetensors") for name in names):
         return
-    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
     if not pickled:
-        raise ModelNotFoundError(f"{source.model} has no weights: no *.safetensors file in {folder}.")
+        raise ModelNotFoundError(f"{source.model} has no weights: there is no *.safetensors file.")
     raise ModelNotFoundError(
         f"{source.model} has only pickled weights ({', '.join(pickled[:3])}), which can run code when they are read; "
         'accepted is safetensors. If you trust them, convert them once: python -c "from transformers import '
@@ -264,10 +268,11 @@ def _count_parameters(source: ModelSource, folder: Path, revision: str | None) -
 
     try:
         with quiet():
-            stated = HfApi().model_info(source.model, revision=revision).safetensors
+            info = HfApi().model_info(source.model, revision=revision)
     except (OSError, ValueError):  # the count is a courtesy; the files themselves were found
         return None
-    return None if stated is None else int(stated.total)
+    _refuse_pickles(source, [item.rfilename for item in info.siblings or []])
+    return None if info.safetensors is None else int(info.safetensors.total)
 
 
 def _numbers_in(path: Path, source: ModelSource) -> int:

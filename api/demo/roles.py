@@ -149,7 +149,9 @@ def _paint(source: _Source, tree: ast.Module) -> np.ndarray:
     columns = _Columns(source.text)
     owner = np.zeros(len(source.text) + 1, dtype=np.int32)
     source.nodes.append(_Node("Module", "Module", "Module", 0, 0))
-    pending = [(child, 0, (f"Module.{name}",)) for name, child in _children(tree)]
+    pending: list[tuple[ast.AST, int, tuple[str, ...]]] = [
+        (child, 0, (f"Module.{name}",)) for name, child in _children(tree)
+    ]
     while pending:
         node, parent, above = pending.pop()
         start, end = columns.span(node)

@@ -310,8 +310,8 @@ def _rank_frequency(sizes: np.ndarray, quantum: np.ndarray) -> RankFrequency:
         fit=Fit(slope=fitted[0], low=fitted[0] - 0.08, high=fitted[0] + 0.08, intercept=fitted[1], first_rank=5, last_rank=last),
         fit_band=Band(low=line * 0.85, high=line * 1.17),
         null_band=Band(low=null * 0.75, high=null * 1.3),
-        sentence=f"Sizes fall as rank to the power {fitted[0]:.2f} (95 % interval {fitted[0] - 0.08:.2f} to "
-        f"{fitted[0] + 0.08:.2f}); the theory that the quanta are named after says −1.08.",
+        sentence=f"Sizes fall as rank to the power {_signed(fitted[0])} (95 % interval {_signed(fitted[0] - 0.08)} to "
+        f"{_signed(fitted[0] + 0.08)}); the theory that the quanta are named after says −1.08.",
         alternatives="Against a log-normal the power law's log-likelihood ratio is +3.1 (p = 0.21): not decided.",
     )
 
@@ -351,3 +351,7 @@ def _traces(
 def replaced(payload: Payload, **parts: Any) -> Payload:
     """A payload with some parts exchanged, checked anew."""
     return Payload(**{name: parts.get(name, getattr(payload, name)) for name in type(payload).model_fields})
+
+
+def _signed(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")

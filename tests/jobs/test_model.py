@@ -3,16 +3,17 @@
 import json
 import shutil
 import socket
+from types import SimpleNamespace
 
 import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from quantascope.jobs.model import ModelSource, check_model, load_model, model_fingerprint
+from quantascope.jobs.tokens import tokenizer_fingerprint
 from safetensors.torch import load_file, save_file
 
 from quantascope.errors import BadWeightsError, ConfigurationError, ModelNotFoundError, RemoteCodeError
-from quantascope.jobs.model import ModelSource, check_model, load_model, model_fingerprint
-from quantascope.jobs.tokens import tokenizer_fingerprint
 from tests.tiny import save_tiny, tiny_neox, tiny_tokenizer
 
 
@@ -226,7 +227,7 @@ def test_folder_without_tokenizer(folder):
 
 def test_broken_tokenizer(folder):
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
-    with pytest.raises(ModelNotFoundError, match="tokenizer of .* cannot be loaded"):
+    with pytest.raises(ModelNotFoundError, match=r"tokenizer of .* cannot be loaded"):
         load_model(source(folder))
 
 
@@ -259,14 +260,33 @@ def test_hub_models_are_read_from_their_snapshot(folder, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     loaded = load_model(ModelSource(model="some/model", revision="main"))
-    assert asked == [("some/model", "main", False), ("some/model", "main", True)]
+    assert asked == [("some/model", "main", False), ("some/model", commit, True)]
     assert loaded.facts.revision == commit
     assert loaded.facts.num_parameters is None
 
 
+@pytest.mark.parametrize(("weights", "count"), [("model.safetensors", 7), ("pytorch_model.bin", None)])
+def test_hub_tells_size_and_kind_of_weights_beforehand(folder, monkeypatch, weights, count):
+    class Api:
+        def model_info(self, name, *, revision):
+            assert (name, revision) == ("some/model", folder.name)
+            return SimpleNamespace(
+                siblings=[SimpleNamespace(rfilename=weights)], safetensors=SimpleNamespace(total=count)
+            )
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr("quantascope.jobs.model_check.hub_is_reachable", lambda: True)
+    if count is None:
+        with pytest.raises(ModelNotFoundError, match="pickled"):
+            check_model(ModelSource(model="some/model"))
+    else:
+        assert check_model(ModelSource(model="some/model")).num_parameters == count
+
+
 def test_encoder_is_refused(folder):
     edit_config(folder, architectures=["BertForMaskedLM"], model_type="bert")
-    with pytest.raises(ConfigurationError, match="not a causal language model.*BertForMaskedLM"):
+    with pytest.raises(ConfigurationError, match=r"not a causal language model.*BertForMaskedLM"):
         check_model(source(folder))
 
 

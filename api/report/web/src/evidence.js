@@ -8,13 +8,13 @@ import { explain } from "./tip.js";
 export function evidence(data) {
   const { sentence, first, second, plain, rows } = data.evidence;
   const scales = ["first", "second"].map((key) => scaleOf(rows.map((row) => row[key]).filter(Boolean)));
-  const head = (measure, span) => h("th", { scope: "col", colspan: span }, explain(h("span", null, measure.name), measure));
+  const head = (measure) => h("th", { scope: "col" }, explain(h("span", null, measure.name), measure));
   const element = h("section", { class: "page evidence" },
     h("h2", null, "Evidence"),
     sentence ? h("p", { class: "lead" }, sentence) : null,
     rows.length
       ? h("div", { class: "scroll" }, h("table", null,
-          h("thead", null, h("tr", null, h("th", { scope: "col" }, "Rows"), head(first, 2), head(second, 2), head(plain, 1))),
+          h("thead", null, h("tr", null, h("th", { scope: "col" }, "Rows"), head(first), head(second), head(plain))),
           h("tbody", null, rows.map((row) => h("tr", { class: row.ours ? "ours" : null },
             h("th", { scope: "row" }, row.name), cells(row.first, scales[0]), cells(row.second, scales[1]), h("td", { class: "number" }, fixed(row.plain)))))))
       : empty("No comparison was made in this run."),
@@ -28,9 +28,9 @@ const scaleOf = (values) => [
 ];
 
 function cells(value, scale) {
-  if (!value) return [h("td", { class: "number quiet" }, "–"), h("td")];
-  return [
-    h("td", { class: "number" }, h("span", null, fixed(value.value, 3)), h("small", null, `${fixed(value.low, 3)} to ${fixed(value.high, 3)}`), missing(value.null_99) ? null : h("small", null, `null ${fixed(value.null_99, 3)}`)),
-    h("td", null, interval(value, scale)),
-  ];
+  if (!value) return h("td", { class: "number quiet" }, "–");
+  const { value: middle, low, high, null_99: bar } = value;
+  return h("td", { class: "measured" }, h("div", null,
+    h("span", { class: "number" }, fixed(middle, 3), h("small", null, `${fixed(low, 3)} to ${fixed(high, 3)}`), missing(bar) ? null : h("small", null, `null ${fixed(bar, 3)}`)),
+    interval(value, scale)));
 }

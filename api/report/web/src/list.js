@@ -6,6 +6,7 @@ import { defined } from "./definitions.js";
 import { empty, h } from "./dom.js";
 import { count, fixed, missing, percent, plural } from "./format.js";
 import { folded, groupsAt, toggle } from "./groups.js";
+import { plain } from "./search.js";
 import { go, link, state } from "./state.js";
 import { contextLine, label, labelText, spoken } from "./text.js";
 import { explain } from "./tip.js";
@@ -23,7 +24,8 @@ const COLUMNS = [
 
 export function list(data, tree, search) {
   const { quanta } = data;
-  const mostUse = Math.max(1e-9, ...quanta.use);
+  const largest = (uses) => uses.reduce((most, use) => Math.max(most, use), 1e-9);
+  let mostUse = largest(quanta.use);
   const largestLoss = lossScale(data);
   const values = {
     label: (quantum) => spoken(quanta.target[quantum]).toLowerCase(),
@@ -53,7 +55,7 @@ export function list(data, tree, search) {
       h("td", { class: "c-size" }, count(quanta.size[quantum])),
       h("td", { class: "c-loss" }, quanta.loss_curve ? sparkline(data.row(quanta.loss_curve, quantum), largestLoss) : null, h("span", null, fixed(quanta.mean_loss[quantum]))),
       h("td", { class: "c-coherence" }, fixed(quanta.coherence[quantum])),
-      h("td", { class: "c-example" }, example === undefined ? h("span", { class: "quiet" }, "no example kept") : contextLine(data, example, { length: 24 })));
+      h("td", { class: "c-example" }, example === undefined ? h("span", { class: "quiet" }, "no example kept") : contextLine(data, example, { length: 24, found: state.search && plain(state.search) })));
     return line;
   }
 
@@ -72,20 +74,21 @@ export function list(data, tree, search) {
 
   function rows() {
     const found = search(state.search);
-    const kept = data.byUse.filter((quantum) => !found || found.has(quantum));
+    mostUse = largest(tree && state.cut !== null ? groupsAt(tree, state.cut).map((node) => tree.use[node]) : quanta.use);
+    const kept = data.byUse.filter((quantum) => !found || found.quanta.has(quantum));
     const value = values[state.sort];
     const sign = state.order === "up" ? 1 : -1;
     const compare = (a, b) => (missing(a) ? 1 : missing(b) ? -1 : a < b ? -sign : a > b ? sign : 0);
     const sorted = kept.sort((a, b) => compare(value(a), value(b)));
     said.textContent = found ? `${plural(kept.length, "quantum", "quanta")} of ${count(data.numQuanta)} match “${state.search}”.` : "";
-    if (!tree || state.cut === null) return sorted.map((quantum) => () => row(quantum, found?.get(quantum)));
+    if (!tree || state.cut === null) return sorted.map((quantum) => () => row(quantum, found?.quanta.get(quantum)));
     const place = new Map(sorted.map((quantum, i) => [quantum, i]));
     const groups = groupsAt(tree, state.cut)
       .map((node) => ({ node, inside: tree.under[node].filter((quantum) => place.has(quantum)).sort((a, b) => place.get(a) - place.get(b)) }))
       .filter(({ inside }) => inside.length);
     const keyed = groups.map((group) => ({ ...group, key: state.sort === "use" ? tree.use[group.node] : value(group.inside[0]) }));
     return keyed.sort((a, b) => compare(a.key, b.key)).flatMap(({ node, inside }) => {
-      const lines = inside.map((quantum) => () => row(quantum, found?.get(quantum)));
+      const lines = inside.map((quantum) => () => row(quantum, found?.quanta.get(quantum)));
       if (node < tree.leaves) return lines;
       return folded(tree, node, state) ? [() => groupRow(node)] : [() => groupRow(node), ...lines.map((make) => () => indented(make()))];
     });

@@ -58,8 +58,8 @@ export function map(data, search) {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, size.width, size.height);
     const chosen = state.quantum === null ? null : (unit) => data.units.quantum[unit] === state.quantum;
-    const lit = chosen ?? (matched && ((unit) => matched.has(data.units.quantum[unit])));
-    const radius = Math.min(5, (data.numUnits > 20000 ? 1 : 1.9) * view.scale ** 0.3);
+    const lit = chosen ?? (matched && ((unit) => matched.units.has(unit)));
+    const radius = Math.min(5, (data.numUnits > 20000 ? 1 : 1.9) * view.scale ** 0.3) * Math.min(1, 0.5 + size.width / 1000);
     const back = [];
     const front = [];
     for (let unit = 0; unit < data.numUnits; unit++) {
@@ -71,13 +71,13 @@ export function map(data, search) {
     dots(back, radius);
     if (chosen) {
       context.globalAlpha = 0.22;
-      dots(front, radius + 5, accent());
+      dots(front, 2.2 * radius + 1.5, accent());
     }
     context.globalAlpha = lit ? 1 : 0.8;
-    dots(front, chosen ? radius + 0.8 : radius);
+    dots(front, chosen ? radius + 0.4 : radius);
     context.globalAlpha = 1;
     if (hovered >= 0) ring(hovered, radius + 3);
-    drawLabels(context, labelled, { scale: view.scale, size, place: (at) => [size.width / 2 + view.x + at.x * spread(), size.height / 2 + view.y - at.y * spread()], chosen: state.quantum, matched });
+    if (!chosen) drawLabels(context, labelled, { scale: view.scale, size, matched: matched?.quanta, place: (at) => [size.width / 2 + view.x + at.x * spread(), size.height / 2 + view.y - at.y * spread()] });
     if (loop) outline();
   }
 

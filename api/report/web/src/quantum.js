@@ -5,8 +5,8 @@ import { defined } from "./definitions.js";
 import { empty, h, section } from "./dom.js";
 import { count, fixed, missing, percent, plural } from "./format.js";
 import { lossScale } from "./list.js";
-import { go, link } from "./state.js";
-import { box, contextLine, label, labelText, visible } from "./text.js";
+import { link } from "./state.js";
+import { contextLine, label, labelText, prose, visible } from "./text.js";
 import { explain } from "./tip.js";
 
 const AT_ONCE = 200;
@@ -37,7 +37,7 @@ function page(data, quantum, largestLoss, mapElement) {
         h("span", { class: "quiet" }, `${count(rank + 1)} of ${count(data.numQuanta)} by use · quantum ${quantum}`),
         to(step(-1), "The next more used quantum", "↑"), to(step(1), "The next less used quantum", "↓")),
       h("h2", null, label(data, quantum)),
-      quanta.phrase[quantum] ? h("p", { class: "phrase" }, visible(quanta.phrase[quantum])) : null,
+      quanta.phrase[quantum] ? h("p", { class: "phrase" }, prose(quanta.phrase[quantum])) : null,
       figures(data, quantum)),
     h("div", { class: "columns" },
       h("div", { class: "exemplars" }, exemplars(data, quantum)),
@@ -91,7 +91,7 @@ function line(data, unit, elsewhere, score) {
     h("a", { class: "open", ...link({ unit }) }, contextLine(data, unit)),
     h("span", { class: "where quiet" },
       score === undefined ? null : h("span", { class: "score" }, fixed(score, 3)),
-      h("span", { class: "source" }, visible(name), number === null ? null : `:${number}`),
+      h("span", { class: "source" }, prose(name), number === null ? null : `:${number}`),
       h("span", null, `loss ${fixed(data.units.loss[unit])}`),
       elsewhere && (owner < 0 ? h("span", null, "in no quantum") : h("a", { class: "owner", ...link({ quantum: owner, unit: null }) }, "belongs to ", label(data, owner)))));
 }
@@ -110,6 +110,6 @@ function sidebar(data, quantum, largestLoss) {
       ? h("ul", { class: "near" }, near.map(([other, cosine]) => h("li", null, h("a", { ...link({ quantum: other, unit: null }), "aria-label": labelText(data, other) }, label(data, other)), bar(cosine, `cosine ${fixed(cosine)}`), h("span", { "aria-hidden": "true" }, fixed(cosine)))))
       : empty("None: this is the only quantum.")),
     top.length ? section("Documents that use it most", h("ul", { class: "near" }, top.map(({ document, num_units: units }) =>
-      h("li", null, h("span", { class: "source" }, visible(data.documents[document].name)), bar(units / top[0].num_units, plural(units, "unit")), h("span", { "aria-hidden": "true" }, count(units)))))) : null,
+      h("li", null, h("span", { class: "source" }, prose(data.documents[document].name)), bar(units / top[0].num_units, plural(units, "unit")), h("span", { "aria-hidden": "true" }, count(units)))))) : null,
   ];
 }

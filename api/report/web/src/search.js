@@ -1,9 +1,12 @@
-// Finds quanta by their labels and by the text of their units. A quantum matches by its label, or by the first of its
-// units (nearest the centroid first) whose context or predicted token holds the words.
+// Finds quanta by their labels and by the text of their units. Within a quantum, the unit shown is the one whose match
+// lies nearest to its predicted token.
 
 import { context, labelText } from "./text.js";
 
-const plain = (text) => text.replaceAll("·", " ").replaceAll("↵", "\n").replaceAll("→", "\t").toLowerCase();
+const LENGTH = 24;
+
+// What a reader may have copied from the signs stands for the whitespace itself.
+export const plain = (text) => text.replaceAll("·", " ").replaceAll("↵", "\n").replaceAll("→", "\t").toLowerCase();
 
 export function searcher(data) {
   let labels = null;
@@ -14,21 +17,28 @@ export function searcher(data) {
       return [labelText(data, quantum), pattern + target, ...data.quanta.distinguishing[quantum]].join("\u0000").toLowerCase();
     });
     texts = Array.from({ length: data.numUnits }, (_, unit) => {
-      const { before, token } = context(data, unit, 24);
+      const { before, token } = context(data, unit, LENGTH);
       return (before.join("") + token).toLowerCase();
     });
   };
-  // Map from quantum to the unit that matched (null where the label did), or null where nothing was searched for.
+  // null where nothing was searched for; else the units that match, and per matching quantum the unit to show (or null).
   return (words) => {
     const wanted = plain(words);
     if (!wanted.trim() && wanted !== "\n") return null;
     if (!labels) prepare();
-    const found = new Map();
+    const quanta = new Map();
+    const units = new Set();
     data.members.forEach((members, quantum) => {
-      const unit = members.find((member) => texts[member].includes(wanted));
-      if (unit !== undefined) found.set(quantum, unit);
-      else if (labels[quantum].includes(wanted)) found.set(quantum, null);
+      const byLabel = labels[quantum].includes(wanted);
+      let [best, nearest] = [null, Infinity];
+      for (const unit of members) {
+        const place = texts[unit].lastIndexOf(wanted);
+        if (place >= 0 || byLabel) units.add(unit);
+        const away = texts[unit].length - place;
+        if (place >= 0 && away < nearest) [best, nearest] = [unit, away];
+      }
+      if (best !== null || byLabel) quanta.set(quantum, best);
     });
-    return found;
+    return { quanta, units };
   };
 }

@@ -6,11 +6,12 @@ import { h } from "./dom.js";
 const PARTS = /( +)|(\r?\n)|(\t)|([\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb\ud800-\udfff])/u;
 const LONGEST_TOKEN = 80;
 
-const sign = (kind, shown, real) => h("span", { class: `sign ${kind}`, "data-shown": shown }, real);
+// The sign is drawn by the style sheet; the text itself lies in it, at no size.
+const sign = (kind, shown, real) => h("span", { class: `sign ${kind}`, "data-shown": shown }, real && h("i", null, real));
 
-// Nodes for a text. `lines`: break lines where the text does; otherwise a newline is only a sign. Spaces stay spaces
-// beneath their dots, so that what is copied out of the page is the text itself.
-export function visible(text, { lines = false } = {}) {
+// Nodes for a text. `lines`: break lines where the text does; otherwise a newline is only a sign. What is copied out of
+// the page is the text itself, not the signs.
+export function visible(text, { lines = false, spaces: marked = true } = {}) {
   const nodes = [];
   let rest = text;
   while (rest.length) {
@@ -21,7 +22,8 @@ export function visible(text, { lines = false } = {}) {
     }
     if (found.index) nodes.push(rest.slice(0, found.index));
     const [whole, spaces, newline, tab] = found;
-    if (spaces) nodes.push(sign("space", "·".repeat(spaces.length), spaces));
+    if (spaces && !marked) nodes.push(spaces);
+    else if (spaces) nodes.push(sign("space", "·".repeat(spaces.length), spaces));
     else if (newline) nodes.push(sign("newline", "↵", ""), lines ? "\n" : "");
     else if (tab) nodes.push(sign("tab", "→", "\t"));
     else nodes.push(h("span", { class: "sign code" }, `U+${whole.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`));
@@ -29,6 +31,9 @@ export function visible(text, { lines = false } = {}) {
   }
   return nodes;
 }
+
+// Words rather than code: only what cannot be seen is marked.
+export const prose = (text) => visible(text, { spaces: false });
 
 export const cutToken = (token) => {
   const letters = [...token.slice(0, 4 * LONGEST_TOKEN)];
@@ -65,11 +70,18 @@ export const context = (data, unit, length = 40) => {
 
 // One line with a unit in its context: the predicted token boxed, always at the same place, so that lines beneath each
 // other can be compared.
-export function contextLine(data, unit, { length = 40 } = {}) {
+export function contextLine(data, unit, { length = 40, found = "" } = {}) {
   const { before, token, after } = context(data, unit, length);
   const tints = data.tints.get(unit);
-  const earlier = tints ? tinted(before, tints.subarray(Math.max(0, tints.length - before.length))) : visible(before.map(cutToken).join(""));
+  const earlier = tints ? tinted(before, tints.subarray(Math.max(0, tints.length - before.length))) : marked(before.map(cutToken).join(""), found);
   return h("span", { class: "line" }, h("span", { class: "before" }, h("span", null, earlier)), box(token), h("span", { class: "after" }, visible(after.map(cutToken).join(""))));
+}
+
+// The last place where the words that were searched for stand.
+function marked(text, found) {
+  const place = found ? text.toLowerCase().lastIndexOf(found) : -1;
+  if (place < 0) return visible(text);
+  return [visible(text.slice(0, place)), h("span", { class: "found" }, visible(text.slice(place, place + found.length))), visible(text.slice(place + found.length))];
 }
 
 // Tokens tinted by one number each: one colour for what helps, another for what hurts.

@@ -6,7 +6,7 @@ import { empty, h, section } from "./dom.js";
 import { fixed, missing, percent } from "./format.js";
 import { lines } from "./quantum.js";
 import { link } from "./state.js";
-import { label, labelText, tinted, visible } from "./text.js";
+import { label, labelText, prose, tinted, visible } from "./text.js";
 import { explain } from "./tip.js";
 
 const AT_ONCE = 6;
@@ -21,9 +21,9 @@ export function traces(data) {
 function article(data, trace) {
   const total = trace.quanta.reduce((sum, { weight }) => sum + Math.max(0, weight), 0) || 1;
   return h("article", { class: "trace" },
-    h("h3", null, visible(trace.title)),
+    h("h3", null, prose(trace.title)),
     behaviour(trace),
-    trace.sentence ? h("p", null, visible(trace.sentence)) : null,
+    trace.sentence ? h("p", null, prose(trace.sentence)) : null,
     missing(trace.novelty) ? null : novelty(trace.novelty),
     trace.quanta.length ? [stack(data, trace.quanta, total), weights(data, trace.quanta)] : empty("No quantum has a weight in this behaviour."),
     h("div", { class: "sides" },
@@ -73,5 +73,5 @@ function windowLine(data, { window, score }) {
   const { name, line } = data.source(window);
   return h("li", null,
     h("a", { class: "open", ...link({ window, unit: null }) }, h("span", { class: "line start" }, visible(data.tokens(window).slice(0, 40).join("")))),
-    h("span", { class: "where quiet" }, h("span", { class: "score" }, fixed(score, 3)), h("span", { class: "source" }, visible(name), line === null ? null : `:${line}`)));
+    h("span", { class: "where quiet" }, h("span", { class: "score" }, fixed(score, 3)), h("span", { class: "source" }, prose(name), line === null ? null : `:${line}`)));
 }

@@ -16,7 +16,7 @@ export function treeView(data, tree) {
   const cut = cutControl(tree);
   const frame = h("div", { class: "icicle" });
   const element = h("section", { class: "page" }, h("h2", null, "Tree"),
-    h("p", { class: "lead" }, "How the quanta are nested: boxes further right were joined at a higher mean cosine. A box folds and unfolds."),
+    h("p", { class: "lead" }, "How the quanta are nested: boxes further right were joined at a higher mean cosine. A press on a box folds or unfolds it."),
     h("div", { class: "controls" }, cut.element), tree.leaves ? frame : empty("This run has no quanta, so there is no tree."));
   let width = 0;
   const draw = () => width && tree.leaves && frame.replaceChildren(...icicle(data, tree, width));
@@ -36,8 +36,8 @@ export function treeView(data, tree) {
 
 function icicle(data, tree, width) {
   const names = Math.max(130, Math.min(420, width * 0.4));
-  const [low] = tree.range;
-  const x = (cosine) => ((Math.max(low, Math.min(1, cosine)) - low) / (1 - low)) * (width - names - 12);
+  const [low, high] = tree.range;
+  const x = (cosine) => ((Math.max(low, Math.min(high, cosine)) - low) / (high - low || 1)) * (width - names - 40);
   const rows = [];
   const boxes = [];
   const visit = (node, from) => {
@@ -45,13 +45,13 @@ function icicle(data, tree, width) {
     const closed = folded(tree, node, state);
     if (node < tree.leaves || closed) rows.push({ node, top: first });
     else tree.sides(node).forEach((side) => visit(side, Math.max(from, tree.cosine(node))));
-    const until = node < tree.leaves ? 1 : closed ? 1 : Math.max(from, tree.cosine(node));
-    boxes.push({ node, closed, x: x(from), width: Math.max(1, x(until) - x(from)), y: first, rows: rows.length - first });
+    const until = node < tree.leaves || closed ? width - names : x(Math.max(from, tree.cosine(node)));
+    boxes.push({ node, closed, x: x(from), width: Math.max(1, until - x(from)), y: first, rows: rows.length - first });
   };
   tree.roots.forEach((node) => visit(node, low));
   const height = rows.length * LINE;
   const axis = svg("svg", { class: "chart axis", width: width - names, height: 26, "aria-hidden": "true" },
-    ticks(low, 1, 5).map((cosine) => svg("text", { x: Math.min(x(cosine) + 2, width - names - 30), y: 18 }, fixed(cosine, 1))));
+    ticks(low, high, 5).map((cosine) => svg("text", { x: Math.min(x(cosine) + 2, width - names - 30), y: 18 }, fixed(cosine, 1))));
   return [axis, h("div", { class: "rows", style: { height: `${height}px` } },
     svg("svg", { class: "chart boxes", width: width - names, height, role: "group", "aria-label": "Tree of quanta" }, boxes.map((box) => shape(data, tree, box))),
     h("ul", { style: { left: `${width - names}px`, width: `${names}px` } }, rows.map(({ node }) => h("li", null, name(data, tree, node)))))];
@@ -59,7 +59,7 @@ function icicle(data, tree, width) {
 
 function shape(data, tree, { node, closed, x, width, y, rows }) {
   const leaf = node < tree.leaves;
-  const box = svg("rect", { class: leaf ? "leaf" : closed ? "closed" : "merge", x: x + 0.5, y: y * LINE + 1, width: Math.max(1, width - 1), height: rows * LINE - 2, rx: 2 });
+  const box = svg("rect", { class: leaf ? "leaf" : closed ? "closed" : "merge", x: x + 0.5, y: y * LINE + (leaf ? 9 : 1), width: Math.max(1, width - 1), height: leaf ? 6 : rows * LINE - 2, rx: 2 });
   const rank = data.rankOf[leaf ? node : tree.most(node)];
   if (leaf && rank < 10) box.style.fill = ofRank(rank);
   if (leaf) return svg("a", { ...link({ view: "quanta", quantum: node }), tabindex: -1, "aria-hidden": "true" }, box);

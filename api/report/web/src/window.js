@@ -3,7 +3,7 @@
 import { h } from "./dom.js";
 import { count, fixed } from "./format.js";
 import { go, link } from "./state.js";
-import { label, labelText, tinted, visible } from "./text.js";
+import { label, labelText, prose, tinted, visible } from "./text.js";
 
 export function windowDialog(data) {
   const content = h("div", { class: "sheet" });
@@ -35,7 +35,7 @@ function sheet(data, window, unit, close) {
   const place = [line === null ? null : `line ${count(line)}`, `character ${count(offset)}`, ...labels].filter(Boolean).join(" · ");
   return [
     h("header", null,
-      h("div", null, h("h2", null, visible(name)), h("p", { class: "quiet" }, place)),
+      h("div", null, h("h2", null, prose(name)), h("p", { class: "quiet" }, place)),
       h("button", { type: "button", on: { click: close }, autofocus: true }, "Close")),
     unit === null ? null : h("p", { class: "tipline" },
       owner < 0 ? "in no quantum" : h("a", { ...link({ quantum: owner, unit: null, view: "quanta" }), "aria-label": labelText(data, owner) }, label(data, owner)),

@@ -1,0 +1,60 @@
+# Every target makes what it needs in .venv; PYTHON chooses the interpreter that it is made from.
+PYTHON ?= python3
+BIN := .venv/bin
+TYPES := build/types
+ROOMS := attribution storage jobs api
+
+.PHONY: venv demo demo-quick test test-all lint types arrows bench docs wheel clean
+
+venv: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[cpu,dev]"
+	@touch $@
+
+# A small language model of the Python standard library, its skills, and a report: about seven minutes on two cores.
+demo: venv
+	$(BIN)/quantascope demo --out runs/demo
+
+# The same in about a minute, on less of everything; shows that it runs, not what it can find.
+demo-quick: venv
+	rm -rf build/demo-quick
+	$(BIN)/quantascope demo --quick --out build/demo-quick --cache build/demo-quick-cache
+
+test: lint types arrows demo-quick
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint types arrows demo-quick
+	$(BIN)/python -m pytest
+
+lint: venv
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+# The rooms lie at the root and are imported below quantascope: this is the tree that type checkers and editors see.
+$(TYPES): venv
+	@rm -rf $(TYPES) && mkdir -p $(TYPES)
+	@cp -rs $(CURDIR)/quantascope $(TYPES)/
+	@for room in $(ROOMS); do cp -rs $(CURDIR)/$$room $(TYPES)/quantascope/; done
+.PHONY: $(TYPES)
+
+types: $(TYPES)
+	$(BIN)/mypy
+
+arrows: $(TYPES)
+	cd $(TYPES) && $(CURDIR)/$(BIN)/lint-imports --config $(CURDIR)/pyproject.toml --no-logo
+
+bench: venv
+	$(BIN)/python benchmarks/collect.py --quick
+	$(BIN)/python benchmarks/projection.py --quick
+
+docs: venv
+	$(BIN)/python -m pytest tests/test_docs.py
+
+wheel: venv
+	$(BIN)/python -m build --quiet --wheel --no-isolation --outdir dist
+
+clean:
+	rm -rf build dist .venv runs *.egg-info

@@ -1,0 +1,88 @@
+"""The default clusterer: average linkage on cosines, of all rows or of micro-clusters.
+
+Among the clusterers measured on planted directions it recovers most, and its tree comes for free. Knows arrays only.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from ...errors import ConfigurationError
+from ..faiss_backend import spherical_kmeans
+from ..whitening import unit_rows
+from .base import Clustering, cut_clustering, group_sums
+from .choose import choose_cut
+from .linkage import average_linkage
+from .tree import Tree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AverageLinkage:
+    """Average linkage; at most one of `num_quanta` and `min_cosine` is given, with neither held-out rows decide."""
+
+    num_quanta: int | None = None
+    """How many quanta to leave, between 1 and the number of rows (or micro-clusters)."""
+    min_cosine: float | None = None
+    """Join groups while their mean cosine is at least this, in [−1, 1]."""
+    max_pairs_rows: int = 20_000
+    """Up to this many rows all pairs are compared (4 bytes for each pair); above, micro-clusters are joined."""
+    micro_clusters: int = 4_096
+    """Micro-clusters that FAISS makes of more rows than that; several times the quanta expected."""
+    kmeans_iterations: int = 10
+    """Rounds of spherical k-means."""
+    kmeans_sample_size: int | None = 262_144
+    """Rows that k-means trains on, drawn at random; None for all. Every row is assigned in either case."""
+    num_standard_errors: float = 1.0
+    """How far below the best cut the chosen one may explain held-out rows; 0 takes the best, finer one."""
+    seed: int = 0
+    """Seed of the micro-clusters and of the held-out rows."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        if self.num_quanta is not None and self.min_cosine is not None:
+            raise ConfigurationError("num_quanta and min_cosine both fix the cut; give one of them")
+        if self.num_quanta is not None and self.num_quanta < 1:
+            raise ConfigurationError(f"num_quanta is {self.num_quanta}; it must be at least 1")
+        if self.min_cosine is not None and not -1 <= self.min_cosine <= 1:
+            raise ConfigurationError(f"min_cosine is {self.min_cosine}; a cosine lies between -1 and 1")
+        if self.micro_clusters < 1 or self.num_standard_errors < 0:
+            raise ConfigurationError("micro_clusters must be at least 1 and num_standard_errors at least 0")
+
+    def cluster(self, rows: Float[np.ndarray, "unit dim"]) -> Clustering:
+        """Quanta of the rows, which are made unit first; same rows and seed, same quanta.
+
+        Raises ConfigurationError for zero or non-finite rows, no rows, or more quanta than groups;
+        MissingDependencyError where micro-clusters are needed and FAISS is missing.
+        """
+        if len(rows) == 0:
+            raise ConfigurationError("no rows to cluster; collect at least one valid row")
+        unit = unit_rows(rows)
+        groups = self._groups(unit)
+        num_groups = int(groups.max()) + 1
+        if num_groups == len(unit):
+            tree = average_linkage(unit)
+        else:
+            tree = average_linkage(group_sums(unit, groups, num_groups), np.bincount(groups, minlength=num_groups))
+        return cut_clustering(unit, groups, tree, self._count(unit, tree))
+
+    def _groups(self, unit: np.ndarray) -> np.ndarray:
+        """Leaf of each row: itself, or its micro-cluster (empty ones are dropped)."""
+        if len(unit) <= self.max_pairs_rows:
+            return np.arange(len(unit), dtype=np.int32)
+        wanted = min(self.micro_clusters, len(unit))
+        sample = None if self.kmeans_sample_size is None else max(self.kmeans_sample_size, wanted)
+        _, nearest = spherical_kmeans(
+            unit, wanted, seed=self.seed, num_iterations=self.kmeans_iterations, sample_size=sample
+        )
+        return np.unique(nearest, return_inverse=True)[1].astype(np.int32)
+
+    def _count(self, unit: np.ndarray, tree: Tree) -> int:
+        if self.num_quanta is not None:
+            return self.num_quanta
+        if self.min_cosine is not None:
+            return tree.num_leaves_at(self.min_cosine)
+        if len(unit) < 4:
+            return 1
+        choice = choose_cut(unit, seed=self.seed, num_standard_errors=self.num_standard_errors)
+        return tree.num_leaves_at(choice.cosine)
