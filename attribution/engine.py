@@ -90,9 +90,17 @@ class GradientEngine(Generic[Batch]):
         norms = torch.stack([torch.linalg.vector_norm(result[:, c], dim=1) for c in self.columns], dim=1)
         return GradientRows(rows=result, block_norms=norms, losses=values.detach())
 
+    def position_rows(self, batch: Batch, losses: Losses[Batch]) -> Float[Tensor, "position dim"]:
+        """Each position's share of the one example's one loss; over positions they add up to its row."""
+        with self._taps(by_position=True) as taps, torch.enable_grad():
+            values = losses(self.model, batch)
+            taps.start()
+            torch.autograd.grad(values.sum(), taps.leaves, allow_unused=True)
+        return taps.by_position(self.dim)
+
     @contextmanager
-    def _taps(self) -> Iterator["_Taps"]:
-        taps = _Taps(self._projections, self.columns, self.dtype)
+    def _taps(self, *, by_position: bool = False) -> Iterator["_Taps"]:
+        taps = _Taps(self._projections, self.columns, self.dtype, positions_apart=by_position)
         handles: list[RemovableHandle] = [
             module.register_forward_hook(taps.hook(number)) for module, number in iter_modules(self.model, self.blocks)
         ]
@@ -118,8 +126,16 @@ def gradient_rows(
 class _Taps:
     """What the hooks of one forward pass share with its backward passes."""
 
-    def __init__(self, projections: list[BlockProjection], columns: list[slice], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        projections: list[BlockProjection],
+        columns: list[slice],
+        dtype: torch.dtype,
+        *,
+        positions_apart: bool,
+    ) -> None:
         self._projections, self._columns, self._dtype = projections, columns, dtype
+        self._positions_apart = positions_apart
         self._sums: dict[int, Tensor] = {}
         self.leaves: list[Tensor] = []
         """Where the backward pass may stop: outputs of the earliest tapped maps."""
@@ -136,7 +152,10 @@ class _Taps:
 
             def backward(gradient: Tensor) -> None:
                 outputs = projection.outputs(_by_position(gradient, self._dtype))
-                part = projection.combine(inputs, outputs)
+                if self._positions_apart:
+                    part = projection.combine(inputs.transpose(0, 1), outputs.transpose(0, 1))
+                else:
+                    part = projection.combine(inputs, outputs)
                 self._sums[number] = self._sums[number] + part if number in self._sums else part
 
             output.register_hook(backward)
@@ -159,6 +178,14 @@ class _Taps:
                     "its input has no example axis in front, which is not supported yet."
                 )
             rows[units, self._columns[number]] = part[examples]
+
+    def by_position(self, dim: int) -> Float[Tensor, "position dim"]:
+        """After a backward pass with positions apart: all blocks side by side."""
+        parts = next(iter(self._sums.values()))
+        rows = parts.new_zeros(len(parts), dim)
+        for number, part in self._sums.items():
+            rows[:, self._columns[number]] = part
+        return rows
 
 
 def _by_position(x: Tensor, dtype: torch.dtype) -> Float[Tensor, "example position width"]:

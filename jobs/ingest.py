@@ -40,6 +40,7 @@ def ingest(
             )
         run.documents.finish(
             totals,
+            tokenizer=tokenizer.backend_tokenizer.to_str(),
             fingerprint=fingerprint.hexdigest(),
             skipped=[{"row": s.row, "source": s.source, "reason": s.reason} for s in reader.skipped],
         )

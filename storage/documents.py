@@ -14,11 +14,12 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int32
 
 from ..errors import IncompleteRunError
-from .checked import decode_json, encode_json
+from .checked import check, decode_json, digest, encode_json
 from .local import LocalStore
 from .tables import read_table, write_table
 
 _INDEX = "documents/documents.json"
+_TOKENIZER = "documents/tokenizer.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,14 +88,23 @@ class Documents:
             totals.num_tokens += sum(len(d.tokens) for d in documents)
         return totals
 
-    def finish(self, totals: "_Totals", **facts: Any) -> None:  # noqa: ANN401 - JSON facts
-        """Seal the documents: from here on they are part of the run."""
+    def finish(self, totals: "_Totals", *, tokenizer: str, **facts: Any) -> None:  # noqa: ANN401 - JSON facts
+        """Seal the documents, with the tokenizer (as its library serialises it) that made their tokens."""
+        data = tokenizer.encode()
+        self._store.replace(_TOKENIZER, data)
         value = {
             "num_documents": totals.num_documents,
             "num_tokens": totals.num_tokens,
             "shards": totals.shards,
+            "tokenizer_sha256": digest(data),
         }
         self._store.claim(_INDEX, encode_json(value | facts))
+
+    def tokenizer(self) -> str:
+        """The tokenizer that made the tokens, as `tokenizers.Tokenizer.from_str` reads it."""
+        data = self._store.read(_TOKENIZER)
+        check(data, self.index["tokenizer_sha256"], str(self._store.path(_TOKENIZER)))
+        return data.decode()
 
     def __len__(self) -> int:
         return int(self.index["num_documents"])

@@ -27,7 +27,8 @@ class CutChoice:
     """Which cut held-out rows ask for, and what it explains."""
 
     cosine: float
-    """Merges at this mean cosine or above are made."""
+    """Merges at this mean cosine or above are made; −1 (one quantum) where no cut explains anything, above 1 where
+    single rows explain best."""
     explained: float
     """Share of the held-out rows' squared norm that the chosen cut explains, at most 1."""
     best_explained: float
@@ -71,10 +72,10 @@ def choose_cut(
     chosen = int(np.flatnonzero(means >= means[best] - num_standard_errors * errors)[0])
     total = float(np.square(held_out[:, halves[1]]).sum(axis=1).mean())
     return CutChoice(
-        cosine=_cut_cosine(tree, int(sizes[chosen])),
+        cosine=_cut_cosine(tree, int(sizes[chosen])) if means[best] > 0 else -1.0,
         explained=float(means[chosen]) / total,
         best_explained=float(means[best]) / total,
-        num_train_quanta=int(sizes[chosen]),
+        num_train_quanta=int(sizes[chosen]) if means[best] > 0 else 1,
     )
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from quantascope.api.report.payload import (
     Address,
     Band,
@@ -41,9 +40,7 @@ from quantascope.api.report.payload import (
 _TOKEN = re.compile(r"\n *|\w+| ?[^\w\s]+| \w+| +|\t")
 
 
-def make_payload(
-    *, num_units: int = 4000, num_quanta: int = 120, num_windows: int = 400, seed: int = 0
-) -> Payload:
+def make_payload(*, num_units: int = 4000, num_quanta: int = 120, num_windows: int = 400, seed: int = 0) -> Payload:
     """Build a payload; the numbers asked for are upper bounds where the sources give less."""
     random = np.random.default_rng(seed)
     documents, windows = _windows(num_windows)
@@ -52,9 +49,7 @@ def make_payload(
     shares = np.array([min(len(keyed[key]), 2000 / (rank + 6)) for rank, key in enumerate(keys)])
     sizes = np.maximum(3, (shares / shares.sum() * num_units).astype(int))
     places = [
-        keyed[key][i]
-        for key, size in zip(keys, sizes, strict=True)
-        for i in random.permutation(len(keyed[key]))[:size]
+        keyed[key][i] for key, size in zip(keys, sizes, strict=True) for i in random.permutation(len(keyed[key]))[:size]
     ]
     owner = np.repeat(np.arange(len(keys)), [min(size, len(keyed[key])) for key, size in zip(keys, sizes, strict=True)])
     units = _units(np.array(places), owner, random)
@@ -91,9 +86,7 @@ def _windows(count: int) -> tuple[list[Document], list[Window]]:
         offset, line = 0, 1
         for start in range(0, min(len(tokens), 6 * 256), 256):
             part = tuple(tokens[start : start + 256])
-            windows.append(
-                Window(document=len(documents) - 1, char_offset=offset, first_line=line, tokens=part)
-            )
+            windows.append(Window(document=len(documents) - 1, char_offset=offset, first_line=line, tokens=part))
             text = "".join(part)
             offset, line = offset + len(text), line + text.count("\n")
         if len(windows) >= count:
@@ -126,9 +119,7 @@ def _units(places: np.ndarray, owner: np.ndarray, random: np.random.Generator) -
     )
 
 
-def _quanta(
-    keys: list[tuple[str, str]], units: Units, windows: list[Window], random: np.random.Generator
-) -> Quanta:
+def _quanta(keys: list[tuple[str, str]], units: Units, windows: list[Window], random: np.random.Generator) -> Quanta:
     count = len(keys)
     members = [np.flatnonzero(units.quantum == quantum) for quantum in range(count)]
     members = [inside[np.argsort(-units.cosine[inside])] for inside in members]
@@ -142,8 +133,12 @@ def _quanta(
     return Quanta(
         target=tuple(token for _, token in keys),
         pattern=tuple(_pattern(inside, units, windows) for inside in members),
-        distinguishing=tuple((before, *_common(inside, units, windows)) for (before, _), inside in zip(keys, members, strict=True)),
-        phrase=tuple(f"{token.strip() or 'line break'} after {before.strip() or 'indentation'}" for before, token in keys),
+        distinguishing=tuple(
+            (before, *_common(inside, units, windows)) for (before, _), inside in zip(keys, members, strict=True)
+        ),
+        phrase=tuple(
+            f"{token.strip() or 'line break'} after {before.strip() or 'indentation'}" for before, token in keys
+        ),
         size=sizes,
         use=sizes / max(1, sizes.sum()),
         coherence=[float(units.cosine[inside].mean()) if len(inside) else float("nan") for inside in members],
@@ -179,7 +174,9 @@ def _pattern(inside: np.ndarray, units: Units, windows: list[Window]) -> tuple[s
 
 def _common(inside: np.ndarray, units: Units, windows: list[Window]) -> list[str]:
     words = Counter(
-        token for u in inside for token in windows[units.window[u]].tokens[max(0, units.target[u] - 12) : units.target[u]]
+        token
+        for u in inside
+        for token in windows[units.window[u]].tokens[max(0, units.target[u] - 12) : units.target[u]]
     )
     return [token for token, _ in words.most_common(12) if token.strip().isidentifier()][:4]
 
@@ -307,7 +304,14 @@ def _rank_frequency(sizes: np.ndarray, quantum: np.ndarray) -> RankFrequency:
     return RankFrequency(
         sizes=sizes,
         quantum=quantum,
-        fit=Fit(slope=fitted[0], low=fitted[0] - 0.08, high=fitted[0] + 0.08, intercept=fitted[1], first_rank=5, last_rank=last),
+        fit=Fit(
+            slope=fitted[0],
+            low=fitted[0] - 0.08,
+            high=fitted[0] + 0.08,
+            intercept=fitted[1],
+            first_rank=5,
+            last_rank=last,
+        ),
         fit_band=Band(low=line * 0.85, high=line * 1.17),
         null_band=Band(low=null * 0.75, high=null * 1.3),
         sentence=f"Sizes fall as rank to the power {_signed(fitted[0])} (95 % interval {_signed(fitted[0] - 0.08)} to "
@@ -316,9 +320,7 @@ def _rank_frequency(sizes: np.ndarray, quantum: np.ndarray) -> RankFrequency:
     )
 
 
-def _traces(
-    windows: list[Window], units: Units, num_quanta: int, random: np.random.Generator
-) -> tuple[Trace, ...]:
+def _traces(windows: list[Window], units: Units, num_quanta: int, random: np.random.Generator) -> tuple[Trace, ...]:
     def some(count: int, sign: float = 1.0) -> tuple[TraceUnit, ...]:
         chosen = random.choice(len(units.window), count, replace=False)
         scores = -np.sort(-random.uniform(0.1, 0.6, count)) * sign
@@ -355,3 +357,115 @@ def replaced(payload: Payload, **parts: Any) -> Payload:
 
 def _signed(value: float) -> str:
     return f"{value:.2f}".replace("-", "−")
+
+
+HOSTILE = (
+    "</script><script>window.pwned = 1</script>",
+    "<img src=x onerror='window.pwned = 1'>",
+    "javascript:window.pwned=1",
+    "\u202etxt.exe\u2066",
+    "x" * 5000,
+    "",
+    "\x00\x1b[31m",
+    "\ud800",
+    "{{ 7 * 7 }}",
+    "\n\t  \u00a0\u200b\ufeff",
+    "<!--",
+    "__proto__",
+    "é\u0301\u0301\u0301 漢字 עברית",
+)
+
+
+def hostile_payload() -> Payload:
+    """Every text of a payload is one of HOSTILE, or holds them all."""
+    count, everything = len(HOSTILE), " ".join(HOSTILE)
+    zeros = np.zeros(count)
+    each = np.arange(count)
+    figure = dict.fromkeys(("name", "value", "null", "definition", "caveat", "command"), everything)
+    measure = Measure(name=everything, definition=everything, caveat=everything, command=everything)
+    measured = Measured(value=0.5, low=float("nan"), high=0.6)
+    some = tuple(TraceUnit(unit=unit, score=1) for unit in range(count)) + (TraceUnit(window=0, score=1),)
+    return Payload(
+        header=Header(
+            title=everything,
+            model=everything,
+            num_parameters=1,
+            step=1,
+            sentence=everything,
+            figures=[Figure(**figure)] * 3,
+        ),
+        facts=RunFacts(
+            num_rows=1,
+            dimension=1,
+            projection=everything,
+            versions={text: text for text in HOSTILE},
+            fingerprints={everything: everything},
+            commands=HOSTILE,
+            other={text: text for text in HOSTILE},
+        ),
+        documents=tuple(Document(name=text, labels=HOSTILE) for text in HOSTILE),
+        windows=(
+            Window(document=0, char_offset=0, tokens=HOSTILE),
+            Window(document=3, char_offset=7, first_line=2, tokens=("a",)),
+        ),
+        units=Units(window=zeros, target=each, quantum=each, loss=zeros, cosine=zeros, x=each, y=zeros * np.nan),
+        quanta=Quanta(
+            target=HOSTILE,
+            pattern=(HOSTILE, *((None, text, None) for text in HOSTILE[1:])),
+            distinguishing=(HOSTILE,) * count,
+            phrase=HOSTILE,
+            size=each,
+            use=zeros * np.nan,
+            coherence=zeros,
+            mean_loss=zeros * np.nan,
+            num_documents=each,
+            exemplars=tuple(Exemplars(centre=(unit,), edge=(unit,), counter=(0, 1, 2)) for unit in range(count)),
+            nearest=np.full((count, 2), -1),
+            nearest_cosine=np.zeros((count, 2)),
+            top_documents=((DocumentUse(document=4, num_units=1),),) * count,
+            loss_curve=np.full((count, 1), np.nan),
+            address=Address(layers=HOSTILE, kinds=HOSTILE, share=np.full((count, count, count), np.nan)),
+        ),
+        checkpoint_steps=[0],
+        evidence=Evidence(
+            sentence=everything,
+            first=measure,
+            second=measure,
+            plain=measure,
+            rows=tuple(EvidenceRow(name=text, first=measured) for text in HOSTILE),
+        ),
+        tree=Tree(left=[0, 2], right=[1, count], cosine=[0.4, 0.6], size=[2, 3]),
+        rank_frequency=RankFrequency(sizes=each[::-1], quantum=each, sentence=everything, alternatives=everything),
+        traces=(
+            Trace(
+                title=everything,
+                prompt=HOSTILE,
+                completion=HOSTILE,
+                contributions=np.full(2 * count, np.nan),
+                quanta=(TraceQuantum(quantum=0, weight=-1, low=-2, high=0),),
+                supporting=some,
+                opposing=some,
+                lexical=some,
+                novelty=1,
+                sentence=everything,
+            ),
+        ),
+    )
+
+
+def empty_payload() -> Payload:
+    """A run in which nothing was found."""
+    none: tuple[int, ...] = ()
+    columns = dict.fromkeys(("window", "target", "quantum", "loss", "cosine", "x", "y"), none)
+    quanta = dict.fromkeys(set(Quanta.model_fields) - {"address", "loss_curve"}, none)
+    quanta |= dict.fromkeys(("memorised", "effective_dimension", "emergence_step"))
+    return Payload(
+        header=Header(title="An empty run", model="", num_parameters=0, sentence="Nothing was found."),
+        facts=RunFacts(num_rows=0, dimension=0, projection="none"),
+        documents=(),
+        windows=(),
+        units=Units(**columns),
+        quanta=Quanta(**quanta),
+        tree=Tree(left=none, right=none, cosine=none, size=none),
+        rank_frequency=RankFrequency(sizes=none),
+    )

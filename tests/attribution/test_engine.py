@@ -89,6 +89,18 @@ def test_window_rows_are_the_gradients_of_the_mean_loss(projection):
     assert_equal_rows(found.rows, torch.stack(wanted))
 
 
+@pytest.mark.parametrize("projection", PROJECTIONS[:4:3], ids=repr)
+def test_the_shares_of_positions_add_up_to_the_row_and_later_ones_have_none(projection):
+    engine = GradientEngine(tiny_neox(vocab_size=50, dtype="float64"), projection)
+    ids = torch.randint(0, 50, (1, 12), generator=torch.Generator().manual_seed(2))
+    batch = TokenBatch(ids=ids, example=torch.tensor([0]), position=torch.tensor([8]))
+    shares = engine.position_rows(batch, token_losses)
+    row = engine.rows(batch, token_losses).rows
+    assert_equal_rows(shares.sum(0)[None], row)
+    assert shares[:8].norm(dim=1).min() > 0
+    assert shares[8:].abs().max() < 1e-15 * row.norm()
+
+
 class Shared(nn.Module):
     """One weight in two modules, and one module called twice."""
 

@@ -64,7 +64,7 @@ def fill(row_set, values, blocks=None):
 def run(tmp_path):
     with Run.create(tmp_path / "run", config={"data": {"dataset": "x"}}) as run:
         totals = run.documents.write(iter([[document(0), document(1)], [document(2)]]), label_names=["kind"])
-        run.documents.finish(totals, fingerprint="f")
+        run.documents.finish(totals, tokenizer="{}", fingerprint="f")
         run.new_row_set("tokens").freeze(PLAN, units(0, 10))
         yield run
 
@@ -169,6 +169,7 @@ def test_every_flipped_bit_is_found_by_the_read_that_touches_it(run, choice, bit
 def read_everything(root):
     run = Run.open(root)
     list(run.documents)
+    run.documents.tokenizer()
     row_set = run.row_set("tokens")
     row_set.selection()
     row_set.unit_rows()

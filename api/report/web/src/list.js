@@ -65,7 +65,7 @@ export function list(data, tree, search) {
     const most = tree.most(node);
     const press = { click: () => go({ toggled: toggle(state.toggled, node) }) };
     return h("tr", { class: "group" },
-      h("td", { class: "c-label" }, h("button", { type: "button", class: "fold", "aria-expanded": String(!closed), on: press }, label(data, most), h("span", { class: "quiet" }, `and ${inside.length - 1} more`))),
+      h("td", { class: "c-label" }, h("button", { type: "button", class: "fold", "aria-expanded": String(!closed), on: press }, label(data, most), h("span", { class: "quiet" }, `+${inside.length - 1}`, h("span", { class: "word" }, " more")))),
       h("td", { class: "c-use" }, bar(tree.use[node] / mostUse, percent(tree.use[node])), h("span", { "aria-hidden": "true" }, percent(tree.use[node]))),
       h("td", { class: "c-size" }, count(data.tree.size[node - tree.leaves])),
       h("td", { class: "c-loss" }), h("td", { class: "c-coherence quiet" }, `≥ ${fixed(tree.cosine(node))}`),
@@ -97,7 +97,7 @@ export function list(data, tree, search) {
   function draw() {
     const makers = rows();
     body.replaceChildren(...makers.slice(0, AT_ONCE).map((make) => make()));
-    if (!makers.length) body.append(h("tr", null, h("td", { colspan: COLUMNS.length }, empty(data.numQuanta ? "No quantum matches. Search looks in labels, predicted tokens and the 24 tokens before them." : "This run has no quanta."))));
+    if (!makers.length) body.append(h("tr", null, h("td", { colspan: COLUMNS.length }, empty(data.numQuanta ? "No quantum matches. Search looks in labels, predicted tokens and the 16 tokens before them." : "This run has no quanta."))));
     const rest = makers.slice(AT_ONCE);
     more.replaceChildren(...(rest.length ? [h("button", { type: "button", on: { click: () => { body.append(...rest.map((make) => make())); more.replaceChildren(); mark(); } } }, `Show the other ${count(rest.length)}`)] : []));
     for (const [cell, column] of heads) {

@@ -74,7 +74,7 @@ export function map(data, search) {
       dots(front, 2.2 * radius + 1.5, accent());
     }
     context.globalAlpha = lit ? 1 : 0.8;
-    dots(front, chosen ? radius + 0.4 : radius);
+    dots(front, lit ? radius + 0.5 : radius);
     context.globalAlpha = 1;
     if (hovered >= 0) ring(hovered, radius + 3);
     if (!chosen) drawLabels(context, labelled, { scale: view.scale, size, matched: matched?.quanta, place: (at) => [size.width / 2 + view.x + at.x * spread(), size.height / 2 + view.y - at.y * spread()] });

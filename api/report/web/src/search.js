@@ -3,7 +3,7 @@
 
 import { context, labelText } from "./text.js";
 
-const LENGTH = 24;
+const LENGTH = 16;
 
 // What a reader may have copied from the signs stands for the whitespace itself.
 export const plain = (text) => text.replaceAll("·", " ").replaceAll("↵", "\n").replaceAll("→", "\t").toLowerCase();

@@ -71,5 +71,5 @@ function shape(data, tree, { node, closed, x, width, y, rows }) {
 function name(data, tree, node) {
   if (node < tree.leaves) return h("a", { ...link({ view: "quanta", quantum: node }), "aria-label": labelText(data, node) }, label(data, node));
   return h("button", { type: "button", class: "fold", "aria-expanded": "false", on: { click: () => go({ toggled: toggle(state.toggled, node) }) } },
-    label(data, tree.most(node)), h("span", { class: "quiet" }, `and ${tree.under[node].length - 1} more`));
+    label(data, tree.most(node)), h("span", { class: "quiet" }, `+${tree.under[node].length - 1}`, h("span", { class: "word" }, " more")));
 }
