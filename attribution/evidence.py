@@ -191,7 +191,7 @@ def _ambiguous(target: np.ndarray, role: np.ndarray, min_units: int) -> Bool[np.
     codes = _codes(target)
     seen = np.unique(_pairs(codes, _codes(role), len(role))) // len(role)
     enough = (np.bincount(seen) >= 2) & (np.bincount(codes) >= min_units)
-    return enough[codes]
+    return np.asarray(enough[codes])
 
 
 def _evidence(

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.linalg import eigh
 from scipy.spatial import cKDTree
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # has no stubs
 
 from ..errors import ConfigurationError
 from .clustering.base import group_sums
@@ -66,12 +66,13 @@ def _place_quanta(centroids: np.ndarray, seed: int) -> np.ndarray:
         metric="precomputed",
         init=(start * (1e-4 / spread if spread > 0 else 1)).astype(np.float32),
         perplexity=min(20.0, (len(centroids) - 1) / 3),
-        max_iter=500,
+        max_iter=300,
         random_state=seed,
         method="exact" if len(centroids) <= 250 else "barnes_hut",
         n_jobs=1,
     )
-    return np.asarray(tsne.fit_transform(distances), dtype=np.float64)
+    with threadpool_limits(1):  # on a shared machine its threads wait for each other; one is also reproducible
+        return np.asarray(tsne.fit_transform(distances), dtype=np.float64)
 
 
 def _classical_scaling(distances: np.ndarray) -> np.ndarray:

@@ -35,9 +35,9 @@ class QuantumFacts:
     """Share of its rows' squared norm in each block (mean over units), sums to 1; NaN where all norms are 0."""
     exemplars: Int[np.ndarray, " exemplar"]
     """Units nearest the centroid, best first, from different documents where there are enough."""
-    edge: Int[np.ndarray, " exemplar"]
+    edge: Int[np.ndarray, " edge"]
     """Units of its own farthest from the centroid, farthest first, from different documents likewise."""
-    counterexamples: Int[np.ndarray, " exemplar"]
+    counterexamples: Int[np.ndarray, " counterexample"]
     """Units of other quanta nearest to the centroid, nearest first, from different documents likewise."""
     neighbours: Int[np.ndarray, " neighbour"]
     """Quanta with the nearest centroids, nearest first."""

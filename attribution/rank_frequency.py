@@ -81,7 +81,9 @@ def fit_rank_frequency(
     ordered = np.sort(sizes[sizes > 0])[::-1].astype(np.int64)
     last = len(ordered) if last_rank is None else min(last_rank, len(ordered))
     if first_rank < 1 or last - first_rank < 2:
-        raise ConfigurationError(f"ranks {first_rank} to {last} of {len(ordered)} quanta; a slope needs 3 ranks or more")
+        raise ConfigurationError(
+            f"ranks {first_rank} to {last} of {len(ordered)} quanta; a slope needs 3 ranks or more"
+        )
     ranks = np.arange(1, len(ordered) + 1)
     slope, intercept = _line(ordered, first_rank, last)
     total = int(ordered.sum())
@@ -223,13 +225,16 @@ def _lognormal(tail: np.ndarray, min_size: int) -> np.ndarray:
         upper, lower = (-(np.log(edge) - mean) / width for edge in (tail - 0.5, tail + 0.5))
         # in logs of the survival function, which keep their digits far out in the tail
         high, low = stats.norm.logcdf(upper), stats.norm.logcdf(lower)
-        return high + np.log1p(-np.exp(np.minimum(low - high, -1e-12))) - stats.norm.logcdf(
-            -(np.log(min_size - 0.5) - mean) / width
+        return (
+            high
+            + np.log1p(-np.exp(np.minimum(low - high, -1e-12)))
+            - stats.norm.logcdf(-(np.log(min_size - 0.5) - mean) / width)
         )
 
     start = np.array([logs.mean(), np.log(max(float(logs.std()), 0.1))])
     bounds = ((-20.0, 20.0), (-4.0, 4.0))
-    return log_mass(optimize.minimize(lambda p: -log_mass(p).sum(), start, method="L-BFGS-B", bounds=bounds).x)
+    fitted = optimize.minimize(lambda p: -log_mass(p).sum(), start, method="L-BFGS-B", bounds=bounds)
+    return log_mass(fitted.x)
 
 
 def _exponential(tail: np.ndarray, min_size: int) -> np.ndarray:

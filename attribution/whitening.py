@@ -12,11 +12,11 @@ eigenvalue, and since rows are made unit afterwards, only the ratio to that scal
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Shaped
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # has no stubs
 
 from ..errors import ConfigurationError
 
@@ -82,7 +82,7 @@ class Whitener:
     """Mean eigenvalue outside the basis, float64."""
 
     @classmethod
-    def fit(cls, rows: Float[np.ndarray, "unit dim"], config: WhiteningConfig | None = None) -> Self:
+    def fit(cls, rows: Float[np.ndarray, "unit dim"], config: WhiteningConfig | None = None) -> "Whitener":
         """Fit on rows of any norm (each is made unit first); at least one row.
 
         Exact where min(units, dim) ≤ `max_exact`; otherwise a randomised subspace (Halko, Martinsson & Tropp 2011,
@@ -104,7 +104,7 @@ class Whitener:
         return cls._from_spectrum(basis, eigenvalues, power, config.damping)
 
     @classmethod
-    def _from_spectrum(cls, basis: np.ndarray, eigenvalues: np.ndarray, power: float, damping: float) -> Self:
+    def _from_spectrum(cls, basis: np.ndarray, eigenvalues: np.ndarray, power: float, damping: float) -> "Whitener":
         dim, rank = basis.shape
         # unit rows: the trace of the second moment is 1
         rest = max(1.0 - float(eigenvalues.sum()), 0.0) / max(dim - rank, 1)
@@ -138,7 +138,7 @@ class Whitener:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> Self:
+    def from_arrays(cls, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> "Whitener":
         """The whitener whose `to_arrays` gave these arrays; raises ConfigurationError where one is missing."""
         missing = [field.name for field in fields(cls) if field.name not in arrays]
         if missing:

@@ -89,7 +89,9 @@ def collect(collection: Collection, ray_options: RayOptions, *, listener: Listen
         with ray_session(ray_options) as num_workers, _pool(collection, run, ray_options, num_workers) as pool:
             if not row_set.planned:
                 row_set.freeze(plan, _select(run, collection.config, plan, _scanner(pool, listener)))
-            return _collect_blocks(row_set, pool, listener)
+            done = _collect_blocks(row_set, pool, listener)
+        run.log("collect", rows=row_set.name, num_workers=num_workers, **asdict(done))
+        return done
 
 
 def dry_run(collection: Collection, ray_options: RayOptions) -> Estimate:

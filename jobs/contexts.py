@@ -27,10 +27,15 @@ class Contexts:
 
     def targets(self, units: pa.Table) -> list[str]:
         """The predicted token's text, for token-loss units; the last token's for windows."""
-        return [
-            self.texts(d, t, t)[0]
-            for d, t in zip(units["document"].to_pylist(), units["last_token"].to_pylist(), strict=True)
-        ]
+        pairs = zip(units["document"].to_pylist(), units["last_token"].to_pylist(), strict=True)
+        return [self.target(document, token) for document, token in pairs]
+
+    def target(self, document: int, token: int) -> str:
+        """One token's text; of a token that is part of a character, the character."""
+        stored = self.document(document)
+        if stored.text is None:
+            return self._decode(int(stored.tokens[token]))
+        return stored.text[stored.starts[token] : stored.ends[token]]
 
     def before(self, units: pa.Table, num_tokens: int) -> list[list[str]]:
         """The texts of up to `num_tokens` tokens before each unit's last token, within its window, oldest first."""

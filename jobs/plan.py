@@ -89,6 +89,7 @@ def make_plan(config: SetConfig, loaded: LoadedModel) -> dict[str, Any]:
         },
         "loss": "cross-entropy, nats" if config.selection.unit_type == "token-loss" else "mean cross-entropy, nats",
         "selection": config.describe()["selection"],
+        "request": {"projection": config.rows.projection, "dim": config.rows.dim, "blocks": config.rows.blocks},
         "projection": projection.describe(),
         "preconditioner": "none",
         "dim": engine.dim,

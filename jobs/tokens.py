@@ -63,7 +63,6 @@ def tokenise(tokenizer: Any, document: Document, *, vocab_size: int | None = Non
         )
     offsets = np.asarray(encoded["offset_mapping"], dtype=np.int32).reshape(-1, 2)
     added = np.asarray(encoded["special_tokens_mask"], dtype=np.bool_) & document.adds_special_tokens
-    offsets[added] = 0
     counts = _counted(offsets[:, 0], offsets[:, 1], document.completion) & ~added
     return TokenisedDocument(ids=ids, starts=offsets[:, 0].copy(), ends=offsets[:, 1].copy(), counts=counts)
 

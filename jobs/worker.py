@@ -114,7 +114,7 @@ def _collect_tokens(run: Run, units: pa.Table, engine: GradientEngine[TokenBatch
     for batch in schedule_tokens(window.reshape(-1), position, batch_tokens=batch_tokens):
         spans = [(int(d), int(f), int(f) + batch.length) for d, f in keys[batch.window]]
         tokens = TokenBatch(
-            ids=_ids(run, spans, batch.length, engine.device),
+            ids=batch_ids(run, spans, batch.length, engine.device),
             example=torch.from_numpy(batch.example).to(engine.device),
             position=torch.from_numpy(position[batch.unit].astype(np.int64)).to(engine.device),
         )
@@ -136,7 +136,7 @@ def _collect_windows(run: Run, units: pa.Table, engine: GradientEngine[TokenBatc
         spans = [(int(document[u]), int(first[u]), int(last[u]) + 1) for u in chosen]
         example, position = _counted(run, spans)
         batch = TokenBatch(
-            ids=_ids(run, spans, longest, engine.device),
+            ids=batch_ids(run, spans, longest, engine.device),
             example=torch.from_numpy(example).to(engine.device),
             position=torch.from_numpy(position).to(engine.device),
         )
@@ -158,7 +158,7 @@ def _store(result: tuple[np.ndarray, np.ndarray, np.ndarray], units: np.ndarray,
         array[units] = value.cpu().numpy()
 
 
-def _ids(run: Run, spans: list[tuple[int, int, int]], length: int, device: torch.device) -> torch.Tensor:
+def batch_ids(run: Run, spans: list[tuple[int, int, int]], length: int, device: torch.device) -> torch.Tensor:
     """Token ids of spans (document, first, last exclusive), cut or padded with 0 on the right to `length`."""
     ids = np.zeros((len(spans), length), np.int64)
     for row, (document, first, last) in zip(ids, spans, strict=True):
@@ -187,7 +187,7 @@ def _all_losses(run: Run, windows: Int[np.ndarray, "window 3"], loaded: LoadedMo
     example = np.concatenate([np.full(n - 1, i) for i, n in enumerate(lengths)])
     position = np.concatenate([np.arange(1, n) for n in lengths])
     batch = TokenBatch(
-        ids=_ids(run, spans, max(lengths), device),
+        ids=batch_ids(run, spans, max(lengths), device),
         example=torch.from_numpy(example).to(device),
         position=torch.from_numpy(position).to(device),
     )

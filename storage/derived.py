@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import RunMismatchError, RunNotFoundError
-from .checked import check, decode_json, digest, encode_json
+from .checked import check, decode_json, digest, encode_json, fingerprint
 from .local import LocalStore
 from .tables import encode_table, read_table
 
@@ -64,6 +64,15 @@ class Derived:
         facts = value["facts"]
         assert isinstance(facts, dict)
         return facts
+
+    @property
+    def source(self) -> str:
+        """Fingerprint of what it was computed from."""
+        return str(self._read_facts()["source"])
+
+    def fingerprint(self) -> str:
+        """Digest of all that it holds; what is derived from it in turn carries this."""
+        return fingerprint(self._read_facts())
 
     def array(self, name: str) -> np.ndarray:
         """An array, checked."""

@@ -13,10 +13,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import pyarrow as pa
-import zarr
 from jaxtyping import Float, Float16, Float32, Int64, UInt8
-from zarr.codecs import BytesCodec, Crc32cCodec
-from zarr.storage import MemoryStore
 
 from ..errors import IncompleteRunError, RunMismatchError
 from .checked import check, decode_json, digest, encode_json, fingerprint
@@ -246,6 +243,10 @@ def _array_metadata(num_units: int, dim: int, num_blocks: int, rows_per_block: i
 
 
 def _zarr_json(shape: tuple[int, int], rows_per_block: int, dtype: str, names: Sequence[str]) -> bytes:
+    import zarr  # slow to import, and needed only where a row set is planned
+    from zarr.codecs import BytesCodec, Crc32cCodec
+    from zarr.storage import MemoryStore
+
     store: dict[str, Any] = {}
     zarr.create_array(
         store=MemoryStore(store),

@@ -6,6 +6,8 @@ Anyone can read a run with zarr, pyarrow and faiss alone; this module is how qua
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigurationError, RunMismatchError, RunNotFoundError
@@ -103,6 +105,17 @@ class Run:
         """Names of the planned row sets, sorted."""
         return [name for name in self.store.names("rows") if RowSet(self.store, name).planned]
 
+    def log(self, event: str, **facts: Any) -> None:  # noqa: ANN401 - JSON facts
+        """Record who did what, when; the log decides nothing, and is the only part that differs between equal runs."""
+        now = datetime.now(UTC)
+        value = {"event": event, "time": now.isoformat(timespec="seconds"), "process": os.getpid()} | facts
+        self.store.claim(f"log/{now:%Y%m%dT%H%M%S%f}-{event}.json", encode_json(value))
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """The records of one kind of event, oldest first."""
+        names = [f"log/{n}" for n in self.store.names("log") if n.endswith(f"-{event}.json")]
+        return [decode_json(self.store.read(n), str(self.store.path(n))) for n in names]
+
     def derived(self, room: str, name: str) -> Derived:
         """What was computed from rows: `room` is index, quanta, traces or ledger."""
         return Derived(self.store, room, _plain(name))
@@ -131,3 +144,47 @@ def _plain(name: str) -> str:
     if not name or name[0] == "." or set(name) & set("/\\\0"):
         raise ConfigurationError(f"{name!r} cannot be a name: use letters, digits, '-', '_' and '.'.")
     return name
+
+
+def find_runs(folder: str | os.PathLike[str]) -> list[Path]:
+    """Folders below (or at) `folder` that hold runs, sorted."""
+    return sorted(path.parent for path in Path(folder).rglob(_MANIFEST) if (path.parent / "documents").is_dir())
+
+
+def remove_part(run: Run, *, rows: str | None = None, quanta: str | None = None) -> None:
+    """Remove a row set or a clustering (with its index and evidence); RunNotFoundError if there is none."""
+    if rows is not None and not run.store.exists(f"rows/{_plain(rows)}"):
+        raise RunNotFoundError(f"{run.store.root} has no row set {rows!r}; it has {', '.join(run.row_sets())}.")
+    if quanta is not None and not run.derived("quanta", quanta).exists:
+        raise RunNotFoundError(
+            f"{run.store.root} has no quanta {quanta!r}; it has {', '.join(run.derived_names('quanta')) or 'none'}."
+        )
+    keys = [f"rows/{rows}", f"curves/{rows}"] if rows is not None else []
+    keys += [f"{room}/{quanta}" for room in ("quanta", "index", "evidence")] if quanta is not None else []
+    with run.store.lock():
+        for key in keys:
+            if run.store.exists(key):
+                run.store.remove(key)
+
+
+def remove_run(run: Run) -> None:
+    """Remove a whole run: what belongs to it, and its folder if nothing else is in it."""
+    with run.store.lock():
+        for name in (
+            "manifest.json",
+            "documents",
+            "rows",
+            "index",
+            "quanta",
+            "evidence",
+            "curves",
+            "traces",
+            "ledger",
+            "log",
+        ):
+            if run.store.exists(name):
+                run.store.remove(name)
+        run.store.sweep()
+        run.store.path(".lock").unlink()
+    if not any(run.store.root.iterdir()):
+        run.store.root.rmdir()

@@ -15,7 +15,7 @@ class TrainingConfig:
 
     vocabulary_size: int = 4096
     """Tokens of the vocabulary: 256 bytes, one end of text, and merges."""
-    width: int = 256
+    width: int = 192
     """Numbers in a hidden state; a multiple of `num_heads`."""
     num_layers: int = 4
     num_heads: int = 4
@@ -26,7 +26,7 @@ class TrainingConfig:
     """Time for the training loop, its checkpoints included. The tokenizer and the last evaluation add some 8 s."""
     num_steps: int | None = None
     """A fixed number of steps instead of `seconds`: the same on the same machine, however busy it is."""
-    matrix_learning_rate: float = 0.02
+    matrix_learning_rate: float = 0.03
     """Muon's step, as a share of a matrix of orthonormal rows."""
     table_learning_rate: float = 0.01
     """AdamW's, for embeddings, output head, norms and biases."""
@@ -38,7 +38,7 @@ class TrainingConfig:
     """At geometrically spaced moments, the last at the end."""
     held_out_share: float = 0.05
     """The share of files that training never sees; drawn by hashes of their names."""
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    precision: Literal["float32", "bfloat16", "auto"] = "auto"
     """Of the matrix products in training; `auto` takes bfloat16 where the processor multiplies it in tiles (AMX)."""
     seed: int = 0
 
@@ -50,11 +50,13 @@ class TrainingConfig:
             raise ConfigurationError(
                 f"width {self.width} over num_heads {self.num_heads} must give heads of a multiple of 8."
             )
-        for name in ("num_layers", "num_heads", "window_tokens", "batch_windows", "num_checkpoints", "seconds"):
+        for name in ("num_layers", "num_heads", "window_tokens", "batch_windows", "seconds"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be above zero.")
         if self.num_steps is not None and self.num_steps < 1:
             raise ConfigurationError(f"num_steps is {self.num_steps}; it must be at least 1, or None.")
+        if self.num_checkpoints < 2:
+            raise ConfigurationError(f"num_checkpoints is {self.num_checkpoints}; it must be at least 2.")
         if not 0 < self.held_out_share < 1:
             raise ConfigurationError(f"held_out_share is {self.held_out_share}; it lies between 0 and 1.")
 

@@ -31,6 +31,8 @@ def build_model(config: TrainingConfig) -> Any:  # noqa: ANN401 - transformers i
             num_attention_heads=config.num_heads,
             intermediate_size=4 * config.width,
             max_position_embeddings=config.window_tokens,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+            initializer_range=0.1,
             hidden_dropout=0.0,
             attention_dropout=0.0,
             use_parallel_residual=True,

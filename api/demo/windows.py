@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from quantascope.errors import DatasetNotFoundError
+from quantascope.errors import DatasetNotFoundError, EncodingError
 
 from .corpus import read_corpus
 from .recipe import TrainingConfig
@@ -54,9 +54,10 @@ class Windows:
 def prepare_windows(config: TrainingConfig, corpus_folder: Path) -> tuple[Any, Windows]:
     """The tokenizer of a corpus and its windows, those for training shuffled by the seed.
 
-    Raises DatasetNotFoundError where the corpus is empty or has too few documents as long as a window.
+    Raises DatasetNotFoundError where the corpus is empty or has too few documents as long as a window, and
+    EncodingError where a file is not UTF-8.
     """
-    texts = {name: content.decode("utf-8") for name, content in read_corpus(corpus_folder).items()}
+    texts = {name: _decoded(corpus_folder / name, content) for name, content in read_corpus(corpus_folder).items()}
     tokenizer = train_tokenizer(list(texts.values()), vocabulary_size=config.vocabulary_size)
     inner = tokenizer.backend_tokenizer
     encoded = inner.encode_batch(list(texts.values()), add_special_tokens=False)
@@ -77,6 +78,15 @@ def prepare_windows(config: TrainingConfig, corpus_folder: Path) -> tuple[Any, W
         held_out_names=sorted(held_out),
         token_bytes=torch.tensor([0 if token == END_OF_TEXT else len(token) for token in vocabulary]),
     )
+
+
+def _decoded(path: Path, content: bytes) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise EncodingError(
+            f"{path} is not UTF-8 (byte {error.start}). Convert it, or take it out of the corpus."
+        ) from error
 
 
 def _held_out_names(names: list[str], share: float) -> set[str]:

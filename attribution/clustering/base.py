@@ -14,7 +14,7 @@ _CHUNK = 8_192
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Clustering:
-    """Quanta of n unit rows, numbered from the largest down; among equals the one with the earliest unit comes first."""
+    """Quanta of unit rows, numbered from the largest down; among equals the one with the earliest unit comes first."""
 
     assignments: Int32[np.ndarray, " unit"]
     """Quantum of each unit, 0 … k − 1; none is empty."""

@@ -88,7 +88,7 @@ def _dendrogram_order(tree: Tree) -> np.ndarray:
     """Leaves in the tree's order, so that each group of each cut is one run of them."""
     scipy_merges = tree.merges.copy()
     scipy_merges[:, 2] = 1 - tree.cosines
-    return leaves_list(np.maximum(scipy_merges, 0))
+    return np.asarray(leaves_list(np.maximum(scipy_merges, 0)))
 
 
 def _explained_at(labels: np.ndarray, trained: list[np.ndarray], crosses: list[np.ndarray]) -> np.ndarray:

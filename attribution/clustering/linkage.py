@@ -1,7 +1,7 @@
 """Average linkage on cosines, from a Gram matrix of group sums.
 
-The mean cosine over all pairs of unit rows of two groups is ⟨S_a, S_b⟩ / (n_a n_b), with S the sum of a group's rows and
-n their number, so groups of any size cost as much as single rows. Knows rows and counts, not what they stand for.
+The mean cosine over all pairs of unit rows of two groups is ⟨S_a, S_b⟩ / (n_a n_b), with S the sum of a group's rows
+and n their number, so groups of any size cost as much as single rows. Knows rows and counts, not what they stand for.
 """
 
 import numpy as np

@@ -6,7 +6,6 @@ Knows no rows: leaves are numbered groups, each with a count of rows.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int32, Int64, Shaped
@@ -61,7 +60,7 @@ class Tree:
         """Group of each leaf when every merge at this mean cosine or above is made; numbered as by `cut`."""
         return self.cut(self.num_leaves_at(cosine))
 
-    def above(self, num_groups: int, order: Int32[np.ndarray, " group"] | None = None) -> Self:
+    def above(self, num_groups: int, order: Int32[np.ndarray, " group"] | None = None) -> "Tree":
         """The subtree above a cut, whose leaf `order[i]` is group i of `cut(num_groups)` (itself without `order`)."""
         num_made = self.num_leaves - num_groups
         groups = self.cut(num_groups)
@@ -79,7 +78,7 @@ class Tree:
         return {"merges": self.merges, "leaf_counts": self.leaf_counts}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> Self:
+    def from_arrays(cls, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> "Tree":
         """The inverse of `to_arrays`."""
         return cls(merges=np.asarray(arrays["merges"]), leaf_counts=np.asarray(arrays["leaf_counts"]))
 

@@ -274,8 +274,8 @@ def _evidence() -> Evidence:
         )
 
     return Evidence(
-        sentence="The quanta tell apart what is learned together better than activations do, and are level with them on "
-        "syntactic roles.",
+        sentence="The quanta tell apart what is learned together better than activations do, and are level with "
+        "them on syntactic roles.",
         first=Measure(name="Same role", definition="Share of rows whose neighbours vote for the true role."),
         second=Measure(
             name="Learned together (R²)",
@@ -384,7 +384,7 @@ def hostile_payload() -> Payload:
     figure = dict.fromkeys(("name", "value", "null", "definition", "caveat", "command"), everything)
     measure = Measure(name=everything, definition=everything, caveat=everything, command=everything)
     measured = Measured(value=0.5, low=float("nan"), high=0.6)
-    some = tuple(TraceUnit(unit=unit, score=1) for unit in range(count)) + (TraceUnit(window=0, score=1),)
+    some = (*(TraceUnit(unit=unit, score=1) for unit in range(count)), TraceUnit(window=0, score=1))
     return Payload(
         header=Header(
             title=everything,

@@ -34,7 +34,8 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    payloads = {"demo": make_payload(), "hostile": hostile_payload(), "empty": empty_payload()}
+    small = make_payload(num_units=800, num_quanta=40, num_windows=80)
+    payloads = {"demo": small, "large": make_payload(), "hostile": hostile_payload(), "empty": empty_payload()}
     for name, payload in payloads.items():
         (folder / f"{name}.html").write_text(render_report(payload), encoding="utf-8")
     return folder
@@ -61,17 +62,30 @@ class Reader:
         self.page.wait_for_selector("#app:not([aria-busy])")
         return self.page
 
+    def go(self, hash: str) -> None:
+        """Change the hash of the open report, and wait until it has been drawn."""
+        frames = "requestAnimationFrame(() => requestAnimationFrame(done))"
+        self.page.evaluate(f"hash => new Promise(done => {{ location.hash = hash; {frames} }})", hash)
+
     def hash(self) -> str:
         return self.page.evaluate("location.hash")
 
 
-@pytest.fixture
-def reader(browser: Any, folder: Path) -> Iterator[Reader]:
+@pytest.fixture(scope="module")
+def one_reader(browser: Any, folder: Path) -> Iterator[Reader]:
     reader = Reader(browser, folder)
     yield reader
     reader.context.close()
-    assert reader.complaints == []
-    outside = [url for url in reader.requests if not re.match(r"file:|data:|about:|blob:", url)]
+
+
+@pytest.fixture
+def reader(one_reader: Reader) -> Iterator[Reader]:
+    one_reader.complaints.clear()
+    one_reader.requests.clear()
+    one_reader.page.emulate_media(color_scheme="light", media="screen")
+    yield one_reader
+    assert one_reader.complaints == []
+    outside = [url for url in one_reader.requests if not re.match(r"file:|data:|about:|blob:", url)]
     assert outside == []
 
 
@@ -82,14 +96,14 @@ def rows(page: Any) -> list[int]:
 def test_opens_within_two_seconds(reader: Reader) -> None:
     reader.open()  # the first one pays for the browser's own start
     start = time.monotonic()
-    page = reader.open()
+    page = reader.open("large")
     assert time.monotonic() - start < 2
     assert len(rows(page)) == 120
 
 
 def test_the_first_screen_says_what_was_found(reader: Reader) -> None:
     page = reader.open()
-    assert "120 skills" in page.inner_text(".sentence")
+    assert "40 skills" in page.inner_text(".sentence")
     assert page.locator(".figure").count() == 5
     assert "null −0.20" in page.inner_text(".figure >> nth=0")
     bottom = page.locator("tr[data-quantum]").nth(5).bounding_box()
@@ -110,6 +124,15 @@ def test_a_figure_explains_itself_on_focus_and_hover(reader: Reader) -> None:
     assert page.get_attribute(".figure >> nth=2", "aria-describedby") == "tip"
 
 
+def test_a_tip_stays_inside_the_window(reader: Reader) -> None:
+    page = reader.open(width=360)
+    for number in range(5):
+        page.hover(f".figure >> nth={number}")
+        tip = page.locator(".tip").bounding_box()
+        assert tip["x"] >= 0
+        assert tip["x"] + tip["width"] <= page.evaluate("document.documentElement.clientWidth")
+
+
 def test_sorting_by_any_column(reader: Reader) -> None:
     page = reader.open()
     by_use = rows(page)
@@ -126,9 +149,9 @@ def test_sorting_by_any_column(reader: Reader) -> None:
 
 def test_search_filters_by_text_and_marks_it(reader: Reader) -> None:
     page = reader.open()
-    page.fill("input[type=search]", "isinstance")
+    page.fill("input[type=search]", "return")
     found = rows(page)
-    assert 0 < len(found) < 120
+    assert 0 < len(found) < 40
     assert f"{len(found)} quant" in page.inner_text(".said")
     page.fill("input[type=search]", "nothing holds these words")
     assert rows(page) == []
@@ -159,7 +182,7 @@ def test_back_leaves_a_quantum(reader: Reader) -> None:
     "hash", ["#quantum=99999", "#view=nowhere&sort=__proto__", "#cut=x&toggled=..a.-1", "#unit=1e3&%00"]
 )
 def test_a_broken_hash_is_ignored(reader: Reader, hash: str) -> None:
-    assert len(rows(reader.open(hash=hash))) == 120
+    assert len(rows(reader.open(hash=hash))) == 40
 
 
 def test_an_exemplar_opens_its_window(reader: Reader) -> None:
@@ -201,7 +224,7 @@ def test_folding_along_the_tree(reader: Reader) -> None:
     page = reader.open(hash="#cut=0.3")
     folded = page.locator("tr.group").count()
     shown = len(rows(page))
-    assert folded > 5
+    assert folded > 2
     page.click("tr.group button >> nth=0")
     assert page.get_attribute("tr.group button >> nth=0", "aria-expanded") == "true"
     assert len(rows(page)) > shown
@@ -220,12 +243,14 @@ def test_the_keyboard_reaches_a_quantum(reader: Reader) -> None:
 
 
 def test_every_control_has_a_name(reader: Reader) -> None:
+    page = reader.open()
     for view in VIEWS:
-        page = reader.open(hash=f"#view={view}")
+        reader.go(f"#view={view}")
         nameless = page.eval_on_selector_all(
             "button, a, input, select, canvas, [role=img]",
-            "all => all.filter(e => !(e.getAttribute('aria-label') || e.textContent.trim() || e.querySelector('[data-shown]') "
-            "|| e.labels?.length || e.getAttribute('aria-hidden'))).map(e => e.outerHTML)",
+            "all => all.filter(e => !(e.getAttribute('aria-label') || e.textContent.trim() || "
+            "e.querySelector('[data-shown]') || e.labels?.length || e.getAttribute('aria-hidden')))"
+            ".map(e => e.outerHTML)",
         )
         assert nameless == []
 
@@ -234,17 +259,20 @@ def test_every_control_has_a_name(reader: Reader) -> None:
 @pytest.mark.parametrize("name", ["demo", "hostile", "empty"])
 def test_nothing_is_wider_than_the_window(reader: Reader, name: str, width: int) -> None:
     hashes = [f"#view={view}" for view in VIEWS] + ["#quantum=0", "#unit=0", "#cut=0.3"]
+    page = reader.open(name, width=width)
     for hash in hashes:
-        page = reader.open(name, hash, width)
+        reader.go(hash)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, hash
 
 
 def test_hostile_text_does_nothing_and_is_shown(reader: Reader) -> None:
-    for hash in ("#quantum=0", "#quantum=3", "#unit=3", "#view=traces", "#view=run", "#view=evidence"):
-        page = reader.open("hostile", hash)
+    page = reader.open("hostile")
+    assert "\u202e" not in page.inner_text("header")
+    for hash in ("#quantum=0", "#quantum=3", "#view=traces", "#view=run", "#view=evidence", "#unit=3"):
+        reader.go(hash)
         assert page.evaluate("window.pwned") is None
         assert page.locator("#app img, #app script").count() == 0
-    text = reader.open("hostile", "#unit=3").inner_text("dialog pre")
+    text = page.inner_text("dialog pre")
     assert "U+202E" in text
     assert "\u202e" not in text
     assert HOSTILE[0] in text
@@ -292,7 +320,7 @@ def test_the_map_selects_and_lists(reader: Reader) -> None:
         page.click("text=Export as CSV")
     table = Path(download.value.path()).read_text(encoding="utf-8")
     assert table.startswith('"unit","quantum","label"')
-    assert table.count("\n") > 1000
+    assert table.count("\n") > 200
 
 
 def test_light_and_dark_pages_differ(reader: Reader) -> None:

@@ -105,15 +105,23 @@ def test_loading_leaves_logging_and_warnings_as_they_were(tiny_model_folder):
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled
     from transformers.utils import logging as transformers_logging
 
-    def state():
-        names = ("transformers", "huggingface_hub", "datasets", "torch")
-        levels = [logging.getLogger(name).level for name in names]
-        bars = transformers_logging.is_progress_bar_enabled(), are_progress_bars_disabled()
-        return levels, bars, list(warnings.filters), list(logging.getLogger().handlers)
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub", "datasets", "torch")]
 
-    before = state()
-    load_model(source(tiny_model_folder))
-    assert state() == before
+    def state():
+        bars = transformers_logging.is_progress_bar_enabled(), are_progress_bars_disabled()
+        return [each.level for each in loggers], bars, list(warnings.filters), list(logging.getLogger().handlers)
+
+    levels = [each.level for each in loggers]
+    try:
+        for each in loggers:
+            each.setLevel(logging.INFO)
+        before = state()
+        load_model(source(tiny_model_folder))
+        assert state() == before
+        assert before[1] == (True, False)
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
 
 
 def test_fingerprint_is_of_names_shapes_and_bytes():

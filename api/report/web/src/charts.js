@@ -2,6 +2,7 @@
 
 import { h, svg } from "./dom.js";
 import { count, fixed, missing, percent } from "./format.js";
+import { prose } from "./text.js";
 
 const path = (points) =>
   points.reduce((text, [x, y]) => (missing(y) ? text : `${text}${text ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`), "");
@@ -20,7 +21,7 @@ export function sparkline(values, largest) {
 }
 
 export const bar = (share, words) =>
-  h("span", { class: "bar", role: "img", "aria-label": words }, h("span", { style: { width: `${Math.max(0, Math.min(1, share)) * 100}%` } }));
+  h("span", { class: "bar", role: "img", "aria-label": words }, h("span", { style: { width: `${missing(share) ? 0 : Math.max(0, Math.min(1, share)) * 100}%` } }));
 
 // Round ticks inside [low, high].
 export function ticks(low, high, wanted = 4) {
@@ -62,8 +63,8 @@ export function heatMap({ layers, kinds }, shares) {
   const rows = layers.map((layer, i) => ({ layer, cells: kinds.map((_, k) => shares[i * kinds.length + k]) })).reverse();
   return h("div", { class: "scroll" }, h("table", { class: "heat" },
     h("caption", { class: "hidden" }, "Share of the gradient's squared norm, by layer and kind of parameter"),
-    h("thead", null, h("tr", null, h("td"), kinds.map((kind) => h("th", { scope: "col" }, h("span", null, kind))))),
-    h("tbody", null, rows.map(({ layer, cells }) => h("tr", null, h("th", { scope: "row" }, layer), cells.map((share) =>
+    h("thead", null, h("tr", null, h("td"), kinds.map((kind) => h("th", { scope: "col" }, h("span", null, prose(kind, 40)))))),
+    h("tbody", null, rows.map(({ layer, cells }) => h("tr", null, h("th", { scope: "row" }, prose(layer, 40)), cells.map((share) =>
       missing(share)
         ? h("td", { class: "none" }, h("span", { class: "hidden" }, "none"))
         : h("td", { title: percent(share), vars: { "--strength": `${Math.round((share / largest) * 100)}%` }, class: share > largest * 0.55 ? "deep" : null }, h("span", null, (share * 100).toFixed(share < 0.0995 ? 1 : 0)))))))));

@@ -3,20 +3,21 @@
 import { interval } from "./charts.js";
 import { empty, h } from "./dom.js";
 import { fixed, missing } from "./format.js";
+import { prose } from "./text.js";
 import { explain } from "./tip.js";
 
 export function evidence(data) {
   const { sentence, first, second, plain, rows } = data.evidence;
   const scales = ["first", "second"].map((key) => scaleOf(rows.map((row) => row[key]).filter(Boolean)));
-  const head = (measure) => h("th", { scope: "col" }, explain(h("span", null, measure.name), measure));
+  const head = (measure) => h("th", { scope: "col" }, explain(h("span", null, prose(measure.name, 80)), measure));
   const element = h("section", { class: "page evidence" },
     h("h2", null, "Evidence"),
-    sentence ? h("p", { class: "lead" }, sentence) : null,
+    sentence ? h("p", { class: "lead" }, prose(sentence)) : null,
     rows.length
       ? h("div", { class: "scroll" }, h("table", null,
           h("thead", null, h("tr", null, h("th", { scope: "col" }, "Rows"), head(first), head(second), head(plain))),
           h("tbody", null, rows.map((row) => h("tr", { class: row.ours ? "ours" : null },
-            h("th", { scope: "row" }, row.name), cells(row.first, scales[0]), cells(row.second, scales[1]), h("td", { class: "number" }, fixed(row.plain)))))))
+            h("th", { scope: "row" }, prose(row.name, 160)), cells(row.first, scales[0]), cells(row.second, scales[1]), h("td", { class: "number" }, fixed(row.plain)))))))
       : empty("No comparison was made in this run."),
     h("p", { class: "quiet" }, "Dot: the value. Line: its 95 % interval. Grey: what the null reaches in 99 of 100 cases; a dot inside the grey shows nothing."));
   return { element, update() {} };

@@ -4,7 +4,7 @@ import { ofRank } from "./colours.js";
 import { empty, h, svg } from "./dom.js";
 import { count, fixed } from "./format.js";
 import { link } from "./state.js";
-import { labelText } from "./text.js";
+import { labelText, prose } from "./text.js";
 
 export function frequency(data) {
   const { sizes, fit, sentence, alternatives } = data.rank_frequency;
@@ -12,8 +12,8 @@ export function frequency(data) {
   const key = (name, text) => h("li", null, h("span", { class: `key ${name}` }), text);
   const element = h("section", { class: "page" },
     h("h2", null, "Rank and frequency"),
-    sentence ? h("p", { class: "lead" }, sentence) : null,
-    alternatives ? h("p", null, alternatives) : null,
+    sentence ? h("p", { class: "lead" }, prose(sentence)) : null,
+    alternatives ? h("p", null, prose(alternatives)) : null,
     sizes.length ? frame : empty("No sizes to plot: this run has no quanta."),
     h("ul", { class: "keys" }, key("point", "a quantum; the ten most used in their colours"),
       fit ? key("line", `fit over ranks ${fit.first_rank} to ${fit.last_rank}: slope ${fixed(fit.slope)} (${fixed(fit.low)} to ${fixed(fit.high)})`) : null,

@@ -3,6 +3,7 @@
 import { h } from "./dom.js";
 import { count, millions } from "./format.js";
 import { link } from "./state.js";
+import { prose } from "./text.js";
 import { explain } from "./tip.js";
 
 const NAMES = { quanta: "Quanta", evidence: "Evidence", frequency: "Rank and frequency", traces: "Traces", tree: "Tree", run: "How it was made" };
@@ -12,17 +13,17 @@ const present = (data) => ({ quanta: true, evidence: data.evidence, frequency: d
 const figure = ({ name, value, null: nullText, definition, caveat, command }) =>
   h("li", null, explain(
     h("button", { type: "button", class: "figure" },
-      h("span", { class: "name" }, name), h("strong", null, value), h("span", { class: "null" }, nullText || "")),
+      h("span", { class: "name" }, prose(name, 60)), h("strong", null, prose(value, 40)), h("span", { class: "null" }, prose(nullText, 160))),
     { definition, caveat, command }));
 
 export function header(data) {
   const { title, model, num_parameters: parameters, step, sentence, figures } = data.header;
-  const facts = [model, parameters ? `${millions(parameters)} parameters` : null, step === null ? null : `step ${count(step)}`];
+  const facts = [prose(model, 160), parameters ? `${millions(parameters)} parameters` : null, step === null ? null : `step ${count(step)}`];
   const shown = present(data);
   const tabs = Object.keys(NAMES).filter((view) => shown[view]).map((view) => [view, h("a", link({ view, quantum: null, unit: null, window: null }), NAMES[view])]);
   const element = h("header", { class: "head" },
-    h("div", { class: "titles" }, h("h1", null, title), h("p", { class: "quiet" }, facts.filter(Boolean).join(" · "))),
-    h("p", { class: "sentence" }, sentence),
+    h("div", { class: "titles" }, h("h1", null, prose(title, 160)), h("p", { class: "quiet" }, facts.filter((fact) => fact?.length).flatMap((fact, i) => (i ? [" · ", fact] : [fact])))),
+    h("p", { class: "sentence" }, prose(sentence, 600)),
     figures.length ? h("ul", { class: "figures", "aria-label": "Figures" }, figures.map(figure)) : null);
   const nav = h("nav", { "aria-label": "Views" }, tabs.map(([, tab]) => tab));
   return {

@@ -8,7 +8,7 @@ import { count, fixed, missing, percent, plural } from "./format.js";
 import { folded, groupsAt, toggle } from "./groups.js";
 import { plain } from "./search.js";
 import { go, link, state } from "./state.js";
-import { contextLine, label, labelText, spoken } from "./text.js";
+import { contextLine, label, labelText, plainProse, spoken } from "./text.js";
 import { explain } from "./tip.js";
 
 const AT_ONCE = 300;
@@ -80,7 +80,7 @@ export function list(data, tree, search) {
     const sign = state.order === "up" ? 1 : -1;
     const compare = (a, b) => (missing(a) ? 1 : missing(b) ? -1 : a < b ? -sign : a > b ? sign : 0);
     const sorted = kept.sort((a, b) => compare(value(a), value(b)));
-    said.textContent = found ? `${plural(kept.length, "quantum", "quanta")} of ${count(data.numQuanta)} match “${state.search}”.` : "";
+    said.textContent = found ? `${plural(kept.length, "quantum", "quanta")} of ${count(data.numQuanta)} match “${plainProse(state.search)}”.` : "";
     if (!tree || state.cut === null) return sorted.map((quantum) => () => row(quantum, found?.quanta.get(quantum)));
     const place = new Map(sorted.map((quantum, i) => [quantum, i]));
     const groups = groupsAt(tree, state.cut)

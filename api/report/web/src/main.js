@@ -37,6 +37,7 @@ function quantaView(data, tree) {
       parts.map.update(now, before);
       if (now.quantum !== before.quantum && now.view === before.view) {
         if (opened && before.quantum !== null) page.element.scrollTop = 0;
+        requestAnimationFrame(() => opened && document.activeElement === document.body && page.element.focus({ preventScroll: true }));
         scrollTo({ top: opened ? Math.min(scrollY, element.getBoundingClientRect().top + scrollY - 56) : 0 });
       }
     },
@@ -77,7 +78,7 @@ function mount(data) {
   });
   start({ quantum: data.numQuanta, unit: data.numUnits, window: data.windows.document.length });
   addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && state.quantum !== null && !dialog.element.open && !event.defaultPrevented) go({ quantum: null });
+    if (event.key === "Escape" && state.quantum !== null && !event.target.closest("input, select") && !dialog.element.open && !event.defaultPrevented) go({ quantum: null });
     if (event.key === "/" && !event.target.closest("input, textarea, select")) {
       const box = main.querySelector("input[type=search]");
       if (box) event.preventDefault();

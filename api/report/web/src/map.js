@@ -3,7 +3,7 @@
 // refuses; a canvas draws some hundred thousand points well enough.)
 
 import { accent, dark, ofRank, onTheme, ramp } from "./colours.js";
-import { h } from "./dom.js";
+import { empty, h } from "./dom.js";
 import { fixed, missing } from "./format.js";
 import { inside, selectionTable } from "./lasso.js";
 import { drawLabels, places } from "./maplabels.js";
@@ -24,7 +24,8 @@ export function map(data, search) {
   const legend = h("span", { class: "legend quiet" });
   const table = h("div", { class: "selection" });
   const button = (name, text, act) => h("button", { type: "button", "aria-label": name, title: name, on: { click: act } }, text);
-  const frame = h("div", { class: "frame" }, canvas, h("div", { class: "zoom" }, button("Zoom in", "+", () => zoom(1.6)), button("Zoom out", "−", () => zoom(1 / 1.6)), button("Show all", "⤢", reset)));
+  const placed = x.some((value, unit) => !missing(value) && !missing(y[unit]));
+  const frame = h("div", { class: "frame" }, canvas, placed ? null : empty("No unit of this run has a place on the map."), h("div", { class: "zoom" }, button("Zoom in", "+", () => zoom(1.6)), button("Zoom out", "−", () => zoom(1 / 1.6)), button("Show all", "⤢", reset)));
   const element = h("section", { class: "map", "aria-label": "Map" }, h("div", { class: "controls" }, choice, lassoButton, legend), frame, table);
 
   let view = { scale: 1, x: 0, y: 0 };
@@ -218,10 +219,11 @@ export function map(data, search) {
     canvas.height = Math.round(height * ratio);
     draw();
   }).observe(frame);
-  const explainColours = () => (legend.textContent = {
-    quantum: "colours: the ten most used", loss: `dark 0 to bright ${fixed(highest.loss)} nats`, cosine: "dark 0 to bright 1",
-  }[state.colour]);
-  onTheme(() => { recolour(); later(); });
+  const explainColours = () => {
+    const swatch = h("span", { class: "ramp", style: { background: `linear-gradient(90deg, ${[0, 0.25, 0.5, 0.75, 1].map(ramp).join(", ")})` } });
+    legend.replaceChildren(...(state.colour === "quantum" ? ["colours: the ten most used"] : ["0", swatch, state.colour === "loss" ? `${fixed(highest.loss)} nats` : "1"]));
+  };
+  onTheme(() => { recolour(); explainColours(); later(); });
 
   return {
     element,

@@ -6,7 +6,7 @@ import { empty, h, section } from "./dom.js";
 import { count, fixed, missing, percent, plural } from "./format.js";
 import { lossScale } from "./list.js";
 import { link } from "./state.js";
-import { contextLine, label, labelText, prose, visible } from "./text.js";
+import { contextLine, cutToken, label, labelText, prose, visible } from "./text.js";
 import { explain } from "./tip.js";
 
 const AT_ONCE = 200;
@@ -37,7 +37,7 @@ function page(data, quantum, largestLoss, mapElement) {
         h("span", { class: "quiet" }, `${count(rank + 1)} of ${count(data.numQuanta)} by use · quantum ${quantum}`),
         to(step(-1), "The next more used quantum", "↑"), to(step(1), "The next less used quantum", "↓")),
       h("h2", null, label(data, quantum)),
-      quanta.phrase[quantum] ? h("p", { class: "phrase" }, prose(quanta.phrase[quantum])) : null,
+      quanta.phrase[quantum] ? h("p", { class: "phrase" }, prose(quanta.phrase[quantum], 300)) : null,
       figures(data, quantum)),
     h("div", { class: "columns" },
       h("div", { class: "exemplars" }, exemplars(data, quantum)),
@@ -93,7 +93,7 @@ function line(data, unit, elsewhere, score) {
       score === undefined ? null : h("span", { class: "score" }, fixed(score, 3)),
       h("span", { class: "source" }, prose(name), number === null ? null : `:${number}`),
       h("span", null, `loss ${fixed(data.units.loss[unit])}`),
-      elsewhere && (owner < 0 ? h("span", null, "in no quantum") : h("a", { class: "owner", ...link({ quantum: owner, unit: null }) }, "belongs to ", label(data, owner)))));
+      elsewhere && (owner < 0 ? h("span", null, "in no quantum") : h("a", { class: "owner", ...link({ quantum: owner, unit: null }) }, h("span", null, "belongs to"), label(data, owner)))));
 }
 
 function sidebar(data, quantum, largestLoss) {
@@ -103,7 +103,7 @@ function sidebar(data, quantum, largestLoss) {
   const marks = quanta.distinguishing[quantum];
   const titled = (key, title, ...children) => h("section", { class: "part" }, h("h3", null, explain(h("span", null, title), defined(key))), children);
   return [
-    marks.length ? section("Set apart by", h("p", { class: "tokens" }, marks.map((token) => [h("code", { class: "piece" }, visible(token)), " "]))) : null,
+    marks.length ? section("Set apart by", h("p", { class: "tokens" }, marks.map((token) => [h("code", { class: "piece" }, visible(cutToken(token))), " "]))) : null,
     quanta.address ? titled("address", "Where in the network (% of the gradient)", heatMap(quanta.address, data.row(quanta.address.share, quantum))) : null,
     quanta.loss_curve && steps ? titled("loss", "Loss over training (nats by step)", lossCurve(steps, data.row(quanta.loss_curve, quantum), quanta.emergence_step?.[quantum], largestLoss)) : null,
     titled("nearest", "Nearest quanta", near.length

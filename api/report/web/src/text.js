@@ -3,7 +3,7 @@
 
 import { h } from "./dom.js";
 
-const PARTS = /( +)|(\r?\n)|(\t)|([\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb\ud800-\udfff])/u;
+const PARTS = /( +)|(\r?\n)|(\t)|([\u0000-\u0008\u000b-\u001f\u007f-\u00a0\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb\ud800-\udfff])/u;
 const LONGEST_TOKEN = 80;
 
 // The sign is drawn by the style sheet; the text itself lies in it, at no size.
@@ -26,19 +26,24 @@ export function visible(text, { lines = false, spaces: marked = true } = {}) {
     else if (spaces) nodes.push(sign("space", "·".repeat(spaces.length), spaces));
     else if (newline) nodes.push(sign("newline", "↵", ""), lines ? "\n" : "");
     else if (tab) nodes.push(sign("tab", "→", "\t"));
-    else nodes.push(h("span", { class: "sign code" }, `U+${whole.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`));
+    else nodes.push(h("span", { class: "sign code" }, codePoint(whole)));
     rest = rest.slice(found.index + whole.length);
   }
   return nodes;
 }
 
-// Words rather than code: only what cannot be seen is marked.
-export const prose = (text) => visible(text, { spaces: false });
+const cut = (text, length) => (text.length > length ? `${[...text.slice(0, 2 * length)].slice(0, length - 1).join("")}…` : text);
 
-export const cutToken = (token) => {
-  const letters = [...token.slice(0, 4 * LONGEST_TOKEN)];
-  return letters.length > LONGEST_TOKEN ? `${letters.slice(0, LONGEST_TOKEN - 1).join("")}…` : token;
-};
+// Words rather than code: only what cannot be seen is marked.
+export const prose = (text, length = 1000) => visible(cut(text, length), { spaces: false });
+
+// The same for attributes and canvases, which hold no elements.
+export const plainProse = (text, length = 200) =>
+  cut(text, length).replaceAll(new RegExp(PARTS, "gu"), (whole, spaces, newline, tab, hidden) => (hidden ? codePoint(hidden) : spaces ? whole : " "));
+
+const codePoint = (letter) => `U+${letter.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+
+export const cutToken = (token) => cut(token, LONGEST_TOKEN);
 
 // A token as plain text, for names that screen readers say and for search.
 export const spoken = (token) =>
@@ -60,7 +65,7 @@ export function label(data, quantum) {
   return h("span", { class: "label" }, pieces.length ? h("span", { class: "pattern" }, h("span", null, pieces)) : null, box(data.quanta.target[quantum]));
 }
 
-export const labelText = (data, quantum) => data.quanta.phrase[quantum] || `predicts ${spoken(data.quanta.target[quantum])}`;
+export const labelText = (data, quantum) => plainProse(data.quanta.phrase[quantum] || `predicts ${spoken(data.quanta.target[quantum])}`);
 
 export const context = (data, unit, length = 40) => {
   const tokens = data.tokens(data.units.window[unit]);

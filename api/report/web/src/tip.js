@@ -1,6 +1,7 @@
 // The one tooltip: a definition, its caveat and its command for whatever is hovered or focused.
 
 import { h } from "./dom.js";
+import { prose } from "./text.js";
 
 const tip = h("div", { class: "tip", role: "tooltip", id: "tip", hidden: true });
 let shownFor = null;
@@ -23,6 +24,7 @@ export function show(element, nodes, { left, top, bottom } = element.getBounding
   element.setAttribute("aria-describedby", "tip");
   tip.replaceChildren(...nodes);
   tip.hidden = false;
+  Object.assign(tip.style, { left: 0, top: 0 }); // so that its width is not what was left beside the last place
   const { offsetWidth: width, offsetHeight: height } = tip;
   const page = document.documentElement;
   const below = bottom + 8 + height <= page.clientHeight || top - 8 - height < 0;
@@ -31,9 +33,9 @@ export function show(element, nodes, { left, top, bottom } = element.getBounding
 }
 
 const explanation = ({ definition, caveat, command }) => [
-  h("p", null, definition),
-  caveat ? h("p", { class: "quiet" }, caveat) : null,
-  command ? h("p", null, h("code", null, command)) : null,
+  h("p", null, prose(definition, 600)),
+  caveat ? h("p", { class: "quiet" }, prose(caveat, 600)) : null,
+  command ? h("p", null, h("code", null, prose(command, 300))) : null,
 ].filter(Boolean);
 
 // Gives an element its explanation. An element that cannot be focused by itself becomes so.

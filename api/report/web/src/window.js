@@ -3,7 +3,7 @@
 import { h } from "./dom.js";
 import { count, fixed } from "./format.js";
 import { go, link } from "./state.js";
-import { label, labelText, prose, tinted, visible } from "./text.js";
+import { label, labelText, plainProse, prose, tinted, visible } from "./text.js";
 
 export function windowDialog(data) {
   const content = h("div", { class: "sheet" });
@@ -21,7 +21,7 @@ export function windowDialog(data) {
       if (wanted === null) return dialog.open && dialog.close();
       content.replaceChildren(...sheet(data, unit !== null ? data.units.window[unit] : window, unit, () => dialog.close()));
       if (!dialog.open) dialog.showModal();
-      content.querySelector("mark")?.scrollIntoView({ block: "center" });
+      content.querySelector("pre mark")?.scrollIntoView({ block: "center" });
     },
   };
 }
@@ -32,7 +32,7 @@ function sheet(data, window, unit, close) {
   const { name, labels, line, offset } = data.source(window, target ?? 0);
   const others = new Map((data.unitsOfWindow.get(window) ?? []).map((other) => [data.units.target[other], other]));
   const owner = unit === null ? -1 : data.units.quantum[unit];
-  const place = [line === null ? null : `line ${count(line)}`, `character ${count(offset)}`, ...labels].filter(Boolean).join(" · ");
+  const place = [line === null ? null : `line ${count(line)}`, `character ${count(offset)}`, ...labels.slice(0, 8).map((name) => plainProse(name, 60))].filter(Boolean).join(" · ");
   return [
     h("header", null,
       h("div", null, h("h2", null, prose(name)), h("p", { class: "quiet" }, place)),
