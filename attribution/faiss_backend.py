@@ -98,7 +98,10 @@ def spherical_kmeans_numpy(
     num_redo: int = 1,
     sample_size: int | None = None,
 ) -> tuple[Float[np.ndarray, "cluster dim"], Int32[np.ndarray, " unit"]]:
-    """The twin of `spherical_kmeans`; a cluster that empties restarts at the row worst described so far."""
+    """The twin of `spherical_kmeans`; they may differ where a cluster empties.
+
+    FAISS then splits a large cluster, this one restarts at the row that is described worst so far.
+    """
 
     def train(sample: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, float]:
         centroids = start / np.linalg.norm(start, axis=1, keepdims=True)

@@ -112,7 +112,7 @@ def _place_units(rows: np.ndarray, assignments: np.ndarray, quanta: np.ndarray) 
             rank = np.empty(len(own))
             rank[np.argsort(length, kind="stable")] = np.sqrt((np.arange(len(own)) + 0.5) / len(own))
             units[own] += radii[quantum] * offsets * (rank / np.maximum(length, 1e-12))[:, None]
-    return units
+    return np.asarray(units)
 
 
 def _principal_offsets(residuals: np.ndarray) -> np.ndarray:

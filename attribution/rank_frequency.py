@@ -225,11 +225,8 @@ def _lognormal(tail: np.ndarray, min_size: int) -> np.ndarray:
         upper, lower = (-(np.log(edge) - mean) / width for edge in (tail - 0.5, tail + 0.5))
         # in logs of the survival function, which keep their digits far out in the tail
         high, low = stats.norm.logcdf(upper), stats.norm.logcdf(lower)
-        return (
-            high
-            + np.log1p(-np.exp(np.minimum(low - high, -1e-12)))
-            - stats.norm.logcdf(-(np.log(min_size - 0.5) - mean) / width)
-        )
+        whole = stats.norm.logcdf(-(np.log(min_size - 0.5) - mean) / width)
+        return np.asarray(high + np.log1p(-np.exp(np.minimum(low - high, -1e-12))) - whole)
 
     start = np.array([logs.mean(), np.log(max(float(logs.std()), 0.1))])
     bounds = ((-20.0, 20.0), (-4.0, 4.0))

@@ -122,15 +122,13 @@ def dry_run(collection: Collection, ray_options: RayOptions) -> Estimate:
 
 @contextmanager
 def _open(collection: Collection, loaded: LoadedModel) -> Iterator[Run]:
-    from .. import __version__
-
     data = asdict(collection.data)
     config = {
         "data": data,
         "tokenizer_fingerprint": loaded.tokenizer_fingerprint,
         "keep_text": collection.keep_text,
     }
-    versions = {"quantascope": __version__, "torch": _version("torch"), "transformers": _version("transformers")}
+    versions = {"quantascope": _version("quantascope"), "torch": _version("torch"), "transformers": _version("transformers")}
     with Run.create(collection.out, config=config, model=asdict(collection.model), versions=versions) as run:
         yield run
 

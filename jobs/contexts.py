@@ -4,6 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
+from tokenizers import Tokenizer
 
 from ..storage.documents import StoredDocument
 from ..storage.run import Run
@@ -14,7 +15,7 @@ class Contexts:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._tokenizer = None
+        self._tokenizer: Tokenizer | None = None
         self.document = lru_cache(maxsize=256)(run.documents.__getitem__)
 
     def texts(self, document: int, first: int, last: int) -> list[str]:
@@ -60,8 +61,6 @@ class Contexts:
 
     def _decode(self, token: int) -> str:
         if self._tokenizer is None:
-            from tokenizers import Tokenizer
-
             self._tokenizer = Tokenizer.from_str(self._run.documents.tokenizer())
         text: str = self._tokenizer.decode([token], skip_special_tokens=False)
         return text

@@ -192,15 +192,23 @@ def measure(quanta: Quanta, *, roles: Roles | None = None, num_shuffles: int = 2
             found = next_token_evidence(clusters, target, document, num_shuffles=num_shuffles)
             row["next_token"] = asdict(found)
         if role is not None:
-            has = role >= 0
-            row["role"] = asdict(
-                role_evidence(clusters[has], target[has], role[has], document[has], num_shuffles=num_shuffles)
-            )
-            row["role_information"] = role_information(clusters[has], target[has], role[has])
+            row |= _role_evidence(clusters, target, role, document, num_shuffles=num_shuffles)
         rows.append(row)
     facts = {"num_shuffles": num_shuffles, "rows": rows}
     quanta.run.derived("evidence", quanta.name).write(facts, source=quanta.fingerprint())
     return facts
+
+
+def _role_evidence(
+    clusters: np.ndarray, target: np.ndarray, role: np.ndarray, document: np.ndarray, *, num_shuffles: int
+) -> dict[str, Any]:
+    """Both figures on roles; nothing where no target token has two roles and enough units to tell them apart."""
+    has = role >= 0
+    try:
+        found = role_evidence(clusters[has], target[has], role[has], document[has], num_shuffles=num_shuffles)
+    except ConfigurationError:
+        return {}
+    return {"role": asdict(found), "role_information": role_information(clusters[has], target[has], role[has])}
 
 
 def require_comparable(quanta: Quanta, other: RowSet) -> None:

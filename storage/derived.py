@@ -76,7 +76,7 @@ class Derived:
 
     def array(self, name: str) -> np.ndarray:
         """An array, checked."""
-        return np.load(io.BytesIO(self.file(f"{name}.npy")), allow_pickle=False)
+        return np.asarray(np.load(io.BytesIO(self.file(f"{name}.npy")), allow_pickle=False))
 
     def table(self, name: str) -> pa.Table:
         """A table, checked."""

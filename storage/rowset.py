@@ -173,7 +173,7 @@ class RowSet:
         data = np.memmap(self._store.path(self._chunk(block)), np.uint8, "r")
         if block not in self._checked:
             name = self._chunk(block).removeprefix(self.folder + "/")
-            check(memoryview(data), self.record(block)["files"][name], str(self._store.path(self._chunk(block))))
+            check(data.data, self.record(block)["files"][name], str(self._store.path(self._chunk(block))))
             self._checked.add(block)
         shape = (int(self.plan["rows_per_block"]), int(self.plan["dim"]))
         rows: Float16[np.ndarray, "unit dim"] = data[:-4].view("<f2").reshape(shape)[: last - first]

@@ -1,8 +1,12 @@
 """Fixtures that all tests share."""
 
 import pytest
+from jaxtyping import install_import_hook
 
-from tests.tiny import save_tiny
+# The shapes in attribution's signatures are checked at run time, in tests only: the hook must come before any import.
+install_import_hook("quantascope.attribution", "beartype.beartype")
+
+from tests.tiny import save_tiny  # noqa: E402 - after the hook
 
 
 @pytest.fixture(scope="session")

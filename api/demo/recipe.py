@@ -37,7 +37,7 @@ class TrainingConfig:
     num_checkpoints: int = 8
     """At geometrically spaced moments, the last at the end."""
     held_out_share: float = 0.05
-    """The share of files that training never sees; drawn by hashes of their names."""
+    """The share of files that training never sees, at even distances in the order of their names."""
     precision: Literal["float32", "bfloat16", "auto"] = "auto"
     """Of the matrix products in training; `auto` takes bfloat16 where the processor multiplies it in tiles (AMX)."""
     seed: int = 0

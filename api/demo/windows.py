@@ -3,7 +3,6 @@
 Knows a folder of UTF-8 files. Knows nothing of models.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,9 +89,10 @@ def _decoded(path: Path, content: bytes) -> str:
 
 
 def _held_out_names(names: list[str], share: float) -> set[str]:
-    """The files whose names have the smallest hashes; at least one."""
-    ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
-    return set(ranked[: max(1, round(share * len(ranked)))])
+    """Files at even distances in the order of names, at least one: each folder gives its share, tables too."""
+    ranked = sorted(names)
+    count = max(1, round(share * len(ranked)))
+    return {ranked[int((i + 0.5) * len(ranked) / count)] for i in range(count)}
 
 
 def _cut(tokens: np.ndarray, window_tokens: int) -> list[np.ndarray]:

@@ -252,7 +252,7 @@ class _Content:
             return None
         return Evidence(
             sentence=(
-                "Each figure is measured on units whose own document has no vote, with its 95 % interval over documents; "
+                "Each figure is measured without a vote of the unit's own document, with a 95 % interval over them; "
                 f"the null is the 99th percentile of {self._evidence_facts['num_shuffles']} shuffles of the clusters."
             ),
             first=Measure(

@@ -15,8 +15,10 @@ from torch import Tensor
 class BlockProjection(Protocol):
     """The projection of one block's gradient, [out, in] → [dim]. Inner products are unbiased over the seed."""
 
-    dim: int
-    """Numbers that it gives per row."""
+    @property
+    def dim(self) -> int:
+        """Numbers that it gives per row."""
+        ...
 
     def inputs(self, x: Float[Tensor, "example position in"]) -> Tensor:
         """The compressed input, kept from the forward pass; x is without the bias's 1."""

@@ -43,7 +43,8 @@ class TwoSided:
             if self.side >= width:
                 return torch.eye(width, dtype=dtype, device=device)
             signs = random_signs(self.seed, name, axis, width * self.side).reshape(width, self.side)
-            return torch.from_numpy(signs).to(device, dtype) / self.side**0.5
+            scaled: Tensor = torch.from_numpy(signs).to(device, dtype) / self.side**0.5
+            return scaled
 
         in_factor, out_factor = factor("in", in_width + bias), factor("out", out_width)
         return TwoSidedBlock(

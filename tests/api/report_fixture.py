@@ -469,3 +469,13 @@ def empty_payload() -> Payload:
         tree=Tree(left=none, right=none, cosine=none, size=none),
         rank_frequency=RankFrequency(sizes=none),
     )
+
+
+def bare_payload() -> Payload:
+    """A run without checkpoints, addresses, comparisons, tree or traces."""
+    whole = make_payload(num_units=200, num_quanta=12, num_windows=30)
+    unknown = ("loss_curve", "address", "memorised", "effective_dimension", "emergence_step")
+    known = {name: getattr(whole.quanta, name) for name in Quanta.model_fields if name not in unknown}
+    left_out = dict.fromkeys(("checkpoint_steps", "evidence", "tree", "rank_frequency"))
+    quanta = Quanta(**known | {"top_documents": ()})
+    return replaced(whole, quanta=quanta, traces=(), contributions=(), **left_out)

@@ -1,6 +1,5 @@
 from quantascope.attribution.randomness import random_signs, random_words
 
-
 GOLDEN = ["0xdfb9536e44963382", "0x3740d5867dc3b483", "0x84d4a77697f448ce"]
 SIGNS = "++--+++-----++-++-+++-++"
 
