@@ -24,8 +24,8 @@ def progress_listener() -> Iterator["Listener"]:
 
 @contextmanager
 def _bars() -> Iterator["Listener"]:
-    from rich.console import Console
     from rich import progress
+    from rich.console import Console
 
     columns = (
         progress.TextColumn("{task.description:<24}"),

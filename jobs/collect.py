@@ -128,7 +128,11 @@ def _open(collection: Collection, loaded: LoadedModel) -> Iterator[Run]:
         "tokenizer_fingerprint": loaded.tokenizer_fingerprint,
         "keep_text": collection.keep_text,
     }
-    versions = {"quantascope": _version("quantascope"), "torch": _version("torch"), "transformers": _version("transformers")}
+    versions = {
+        "quantascope": _version("quantascope"),
+        "torch": _version("torch"),
+        "transformers": _version("transformers"),
+    }
     with Run.create(collection.out, config=config, model=asdict(collection.model), versions=versions) as run:
         yield run
 

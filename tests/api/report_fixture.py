@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from quantascope.api.report.payload import (
     Address,
     Band,

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+
 from quantascope.api.demo import corpus
 from quantascope.api.demo.corpus import corpus_fingerprint, read_corpus, standard_library_files, write_corpus
-
 from quantascope.errors import ConfigurationError, DatasetNotFoundError, RunMismatchError
 
 

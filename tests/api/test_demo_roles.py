@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+
 from quantascope.api.demo.corpus import standard_library_files
 from quantascope.api.demo.roles import token_roles
 

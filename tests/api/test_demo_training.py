@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from quantascope.api.demo import training
 from quantascope.api.demo.optimiser import _orthogonalised
 from quantascope.api.demo.trainer import Trainer, build_model
@@ -19,7 +20,6 @@ from quantascope.api.demo.training import (
     train_tokenizer,
 )
 from quantascope.api.demo.windows import prepare_windows
-
 from quantascope.errors import (
     BadWeightsError,
     ConfigurationError,

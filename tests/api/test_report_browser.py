@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from quantascope.api.report import render_report
 
+from quantascope.api.report import render_report
 from tests.api.report_fixture import HOSTILE, bare_payload, empty_payload, hostile_payload, make_payload
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"

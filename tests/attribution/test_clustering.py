@@ -2,6 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.cluster.hierarchy import fcluster, linkage
+from sklearn.metrics import adjusted_rand_score
+
 from quantascope.attribution import clustering
 from quantascope.attribution.clustering import (
     AverageLinkage,
@@ -14,9 +17,6 @@ from quantascope.attribution.clustering import (
     order_by_size,
 )
 from quantascope.attribution.whitening import Whitener, unit_rows
-from scipy.cluster.hierarchy import fcluster, linkage
-from sklearn.metrics import adjusted_rand_score
-
 from quantascope.errors import ConfigurationError
 
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss
+
 from quantascope.attribution.blocks import find_blocks
 from quantascope.attribution.engine import GradientEngine, gradient_rows
 from quantascope.attribution.losses import TokenBatch, mean_losses, token_losses
 from quantascope.attribution.projection import TensorSketch, TwoSided
-from torch import nn
-from torch.nn.functional import cross_entropy, mse_loss
-
 from quantascope.errors import CoverageError
 from tests.tiny import tiny_neox
 

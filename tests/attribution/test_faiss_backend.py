@@ -2,9 +2,9 @@ from importlib import metadata
 
 import numpy as np
 import pytest
+
 from quantascope.attribution import faiss_backend as backend
 from quantascope.attribution.whitening import unit_rows
-
 from quantascope.errors import ConfigurationError, DamagedRunError, MissingDependencyError
 
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
+
 from quantascope.attribution.clustering import AverageLinkage
 from quantascope.attribution.layout import lay_out
 from quantascope.attribution.whitening import unit_rows
-
 from quantascope.errors import ConfigurationError
 
 REFUSED = (ConfigurationError, TypeCheckError)  # shapes and literals, where annotations are checked at run time

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from quantascope.attribution.rank_frequency import fit_rank_frequency, fit_tail
 from scipy import special
 
+from quantascope.attribution.rank_frequency import fit_rank_frequency, fit_tail
 from quantascope.errors import ConfigurationError
 
 

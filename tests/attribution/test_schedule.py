@@ -1,6 +1,7 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from quantascope.attribution.schedule import schedule_tokens
 from quantascope.attribution.selection import ends_seen_trigram, low_loss, thin
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from quantascope.attribution.lexical import bm25
 from quantascope.attribution.tracing import extremes, nearest_elsewhere, novelty, quantum_weights
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
-from quantascope.attribution.whitening import Whitener, WhiteningConfig, unit_rows
 
+from quantascope.attribution.whitening import Whitener, WhiteningConfig, unit_rows
 from quantascope.errors import ConfigurationError
 
 REFUSED = (ConfigurationError, TypeCheckError)  # shapes and literals, where annotations are checked at run time

@@ -1,11 +1,11 @@
 """A chat's text is the template's, and its spans are exactly what the assistant wrote."""
 
 import pytest
+
+from quantascope.errors import BadRowError, ConfigurationError
 from quantascope.jobs.chat import render_chat
 from quantascope.jobs.data import DataSource, check_data, read_documents
 from quantascope.jobs.tokens import tokenise
-
-from quantascope.errors import BadRowError, ConfigurationError
 from tests.tiny import tiny_tokenizer, write_jsonl
 
 CHAT = [

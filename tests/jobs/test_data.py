@@ -9,6 +9,14 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from quantascope.errors import (
+    BadRowError,
+    ConfigurationError,
+    DatasetNotFoundError,
+    MissingFieldError,
+    RemoteCodeError,
+)
 from quantascope.jobs.data import (
     DataFingerprint,
     DataSource,
@@ -18,14 +26,6 @@ from quantascope.jobs.data import (
     read_documents,
 )
 from quantascope.jobs.data_sources import _open_hub
-
-from quantascope.errors import (
-    BadRowError,
-    ConfigurationError,
-    DatasetNotFoundError,
-    MissingFieldError,
-    RemoteCodeError,
-)
 from tests.tiny import SENTENCES, write_jsonl
 
 ROWS = [{"text": text, "id": f"doc-{i}", "kind": "ab"[i % 2]} for i, text in enumerate(SENTENCES)]

@@ -7,9 +7,9 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from quantascope.jobs.data import DataSource, SkippedRow, read_documents
 
 from quantascope.errors import BadRowError, EncodingError
+from quantascope.jobs.data import DataSource, SkippedRow, read_documents
 from tests.tiny import SENTENCES, write_jsonl
 
 ROWS = [{"text": text} for text in SENTENCES]

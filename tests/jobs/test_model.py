@@ -9,11 +9,11 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from quantascope.jobs.model import ModelSource, check_model, load_model, model_fingerprint
-from quantascope.jobs.tokens import tokenizer_fingerprint
 from safetensors.torch import load_file, save_file
 
 from quantascope.errors import BadWeightsError, ConfigurationError, ModelNotFoundError, RemoteCodeError
+from quantascope.jobs.model import ModelSource, check_model, load_model, model_fingerprint
+from quantascope.jobs.tokens import tokenizer_fingerprint
 from tests.tiny import save_tiny, tiny_neox, tiny_tokenizer
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from quantascope.jobs.data import Document
-from quantascope.jobs.tokens import tokenise, windows
 from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
 
 from quantascope.errors import BadRowError, ConfigurationError
+from quantascope.jobs.data import Document
+from quantascope.jobs.tokens import tokenise, windows
 from tests.tiny import SENTENCES, tiny_tokenizer
 
 

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
-from quantascope.storage.local import LocalStore
 
 from quantascope.errors import NoSpaceError, RunBusyError, RunNotFoundError
+from quantascope.storage.local import LocalStore
 
 
 def test_a_claimed_file_is_never_overwritten(tmp_path):

@@ -9,9 +9,9 @@ import pytest
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from quantascope.storage import RowBlock, Run, Status, StoredDocument
 
 from quantascope.errors import DamagedRunError, IncompleteRunError, RunMismatchError, RunNotFoundError
+from quantascope.storage import RowBlock, Run, Status, StoredDocument
 
 DIM = 6
 PLAN = {
