@@ -5,13 +5,14 @@ loss's gradient at its output. A bias counts as one more input that is always 1.
 x in the forward pass and g in the backward pass, and combines the two, without ever forming Gₙ.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
+@runtime_checkable
 class BlockProjection(Protocol):
     """The projection of one block's gradient, [out, in] → [dim]. Inner products are unbiased over the seed."""
 
@@ -37,6 +38,7 @@ class BlockProjection(Protocol):
         ...
 
 
+@runtime_checkable
 class Projection(Protocol):
     """A seeded random map from gradients to rows; the same on every worker."""
 

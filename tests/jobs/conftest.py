@@ -1,0 +1,43 @@
+"""Fixtures of the jobs' tests: one local Ray for all of them, and collections of a tiny model."""
+
+import pytest
+
+from quantascope.jobs.collect import Collection
+from quantascope.jobs.config import RowConfig, SelectionConfig, SetConfig
+from quantascope.jobs.data import DataSource
+from quantascope.jobs.model import ModelSource
+from quantascope.jobs.ray_session import RayOptions, ray_session
+from tests.tiny import SENTENCES, write_jsonl
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A local Ray that `collect` and its kin find connected."""
+    with ray_session(RayOptions(num_workers=2)):
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    """Documents with a label, as JSON lines."""
+    rows = [{"text": s * 3, "kind": f"k{i % 2}"} for i, s in enumerate(SENTENCES)]
+    return write_jsonl(tmp_path_factory.mktemp("data") / "tiny.jsonl", rows)
+
+
+@pytest.fixture
+def tiny_collection(tiny_model_folder, tiny_data):
+    """Makes a collection of the tiny model on the tiny data; keywords go to the selection."""
+
+    def make(out, *, rows=None, keep_text=True, model=None, **selection):
+        chosen = {"max_loss": 100.0, "max_units": 40, "window_tokens": 32} | selection
+        return Collection(
+            out=str(out),
+            model=ModelSource(model=str(model or tiny_model_folder)),
+            data=DataSource(dataset=str(tiny_data), label_fields=("kind",)),
+            config=SetConfig(
+                selection=SelectionConfig(**chosen), rows=rows or RowConfig(dim=128, rows_per_block=8, batch_tokens=128)
+            ),
+            keep_text=keep_text,
+        )
+
+    return make

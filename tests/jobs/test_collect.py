@@ -1,0 +1,228 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from quantascope.attribution.clustering import AverageLinkage
+from quantascope.errors import (
+    ConfigurationError,
+    IncompleteRunError,
+    NoSpaceError,
+    QuantascopeError,
+    RayStartError,
+    RunMismatchError,
+)
+from quantascope.jobs.collect import collect, dry_run
+from quantascope.jobs.config import RowConfig
+from quantascope.jobs.curves import collect_curves
+from quantascope.jobs.model import ModelSource, load_model
+from quantascope.jobs.plan import make_engine
+from quantascope.jobs.pool import WorkerPool
+from quantascope.jobs.quanta import Quanta, QuantaConfig, make_quanta, measure
+from quantascope.jobs.ray_session import RayOptions
+from quantascope.jobs.worker import collect_block
+from quantascope.storage import RowBlock, Run
+from quantascope.storage.local import LocalStore
+from tests.tiny import save_tiny
+
+pytestmark = pytest.mark.ray
+ONE, TWO = RayOptions(num_workers=1), RayOptions(num_workers=2)
+QUANTA = QuantaConfig(clusterer=AverageLinkage(num_quanta=6))
+
+
+def contents(root):
+    """Every file of a run that must be equal between equal runs: all but the log and the lock."""
+    files = [p for p in root.rglob("*") if p.is_file() and p.name != ".lock" and "log" not in p.parts]
+    return {p.relative_to(root): p.read_bytes() for p in files}
+
+
+def test_one_worker_and_two_give_the_same_bytes_and_the_same_quanta(ray_cluster, tiny_collection, tmp_path):
+    for options, out in ((ONE, tmp_path / "one"), (TWO, tmp_path / "two")):
+        done = collect(tiny_collection(out), options)
+        assert (done.num_units, done.rows_here, done.refused, done.zero) == (40, 40, 0, 0)
+        make_quanta(Run.open(out), QUANTA)
+    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
+    assert len(one) > 20
+    assert one == two
+
+
+def test_rows_are_the_gradients_of_the_selected_tokens_own_losses(
+    ray_cluster, tiny_collection, tmp_path, tmp_path_factory
+):
+    """From the stored run back to the plain loop: text, token, loss and gradient of every unit."""
+    folder = save_tiny(tmp_path_factory.mktemp("m") / "f64", dtype="float64")
+    collection = tiny_collection(tmp_path / "run", model=folder)
+    collect(collection, ONE)
+    run = Run.open(tmp_path / "run")
+    row_set = run.row_set("token-loss")
+    loaded = load_model(collection.model)
+    engine, projection, _ = make_engine(collection.config.rows, loaded)
+    kept, rows = row_set.unit_rows()
+    units = row_set.units().to_pylist()
+    model = loaded.model.requires_grad_(True)
+    for unit, row in zip(kept, rows, strict=True):
+        entry = units[unit]
+        ids = torch.from_numpy(run.documents[entry["document"]].tokens.astype(np.int64))
+        ids = ids[entry["first_token"] : entry["last_token"] + 1][None]
+        loss = cross_entropy(model(input_ids=ids).logits[0, -2:-1], ids[0, -1:])
+        assert float(loss) == pytest.approx(entry["loss"], rel=1e-5)
+        parts = []
+        for block in engine.blocks:
+            module = model.get_submodule(block.name)
+            weight, bias = torch.autograd.grad(loss, [module.weight, module.bias], retain_graph=True)
+            projected = projection.block(
+                block.name,
+                in_width=block.in_width,
+                out_width=block.out_width,
+                bias=True,
+                dtype=weight.dtype,
+                device=weight.device,
+            )
+            parts.append(projected.project(torch.cat([weight, bias[:, None]], dim=1)[None])[0])
+        wanted = torch.cat(parts).double().numpy()
+        assert entry["norm"] == pytest.approx(np.linalg.norm(wanted), rel=1e-4)
+        np.testing.assert_allclose(row, wanted / np.linalg.norm(wanted), atol=1e-3)  # float16 on disk
+
+
+def test_a_finished_collection_is_not_repeated_and_a_partial_one_goes_on(ray_cluster, tiny_collection, tmp_path):
+    collection = tiny_collection(tmp_path / "run")
+    collect(collection, TWO)
+    whole = contents(tmp_path / "run")
+    assert collect(collection, TWO).rows_here == 0
+    for name in ("commits/00001.json", "commits/00003.json", "gradients/c/3/0"):
+        (tmp_path / "run/rows/token-loss" / name).unlink()
+    with pytest.raises(IncompleteRunError, match="2 of 5 blocks"):
+        make_quanta(Run.open(tmp_path / "run"), QUANTA)
+    assert collect(collection, TWO).rows_here == 16
+    assert contents(tmp_path / "run") == whole
+
+
+def test_another_plan_or_model_is_refused_with_both_sides(ray_cluster, tiny_collection, tmp_path):
+    collect(tiny_collection(tmp_path / "run"), ONE)
+    whole = contents(tmp_path / "run")
+    with pytest.raises(RunMismatchError, match=r"projection\.seed: there 0, asked for 7"):
+        collect(tiny_collection(tmp_path / "run", rows=RowConfig(dim=128, seed=7)), ONE)
+    other = save_tiny(tmp_path / "other", seed=1)
+    with pytest.raises(RunMismatchError, match=r"model\.fingerprint"):
+        collect(tiny_collection(tmp_path / "run", model=other), ONE)
+    with pytest.raises(RunMismatchError, match="keep_text: there True, asked for False"):
+        collect(tiny_collection(tmp_path / "run", keep_text=False), ONE)
+    assert contents(tmp_path / "run") == whole
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_written(tiny_collection, tmp_path, monkeypatch):
+    monkeypatch.setattr(LocalStore, "free_bytes", lambda self: 1000)
+    with pytest.raises(NoSpaceError, match="smaller --max-units"):
+        dry_run(tiny_collection(tmp_path / "run"), ONE)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_counts_rows_and_bytes_and_writes_nothing(tiny_collection, tmp_path):
+    found = dry_run(tiny_collection(tmp_path / "run", max_units=20), TWO)
+    assert (found.num_units, found.dim) == (20, 128)
+    assert 20 * 256 < found.num_bytes < 20 * 600
+    assert found.seconds > 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_collected_says_why(ray_cluster, tiny_collection, tmp_path):
+    with pytest.raises(ConfigurationError, match="larger --max-loss"):
+        collect(tiny_collection(tmp_path / "a", max_loss=1e-9), ONE)
+    with pytest.raises(ConfigurationError, match="context is 64"):
+        collect(tiny_collection(tmp_path / "b", window_tokens=65), ONE)
+    with pytest.raises(ConfigurationError, match="give at least 16"):
+        collect(tiny_collection(tmp_path / "c", rows=RowConfig(dim=8)), ONE)
+    with pytest.raises(RayStartError, match="room for"):
+        collect(tiny_collection(tmp_path / "d"), RayOptions(num_workers=1000))
+
+
+def test_a_refused_row_is_counted_and_left_out_of_the_quanta(ray_cluster, tiny_collection, tmp_path):
+    """A gradient that overflows is NaN on disk; the job goes on."""
+    collection = tiny_collection(tmp_path / "run")
+    collect(collection, ONE)
+    run = Run.open(tmp_path / "run")
+    row_set = run.row_set("token-loss")
+    loaded = load_model(collection.model)
+    content, _ = collect_block(run, row_set, 2, make_engine(collection.config.rows, loaded)[0])
+    content.rows[5] = np.inf
+    for path in (run.store.path("rows/token-loss/commits/00002.json"),):
+        path.unlink()
+    row_set.commit(2, RowBlock(rows=content.rows, block_norms=content.block_norms, units=content.units))
+    quanta = make_quanta(run, QUANTA)
+    assert len(quanta.units) == 39
+    assert 21 not in quanta.units["unit"].to_pylist()
+    assert collect(collection, ONE).refused == 1
+
+
+def test_windows_hold_only_what_counts(ray_cluster, tiny_collection, tmp_path):
+    collect(tiny_collection(tmp_path / "run", unit_type="window", max_units=10), ONE)
+    table = Run.open(tmp_path / "run").row_set("window").units()
+    assert len(table) == 10
+    assert set(table["label_kind"].to_pylist()) == {"k0", "k1"}
+    assert np.isfinite(np.asarray(table["loss"])).all()
+
+
+def test_evidence_is_stored_for_its_quanta_and_refused_for_others(ray_cluster, tiny_collection, tmp_path):
+    collect(tiny_collection(tmp_path / "run"), ONE)
+    run = Run.open(tmp_path / "run")
+    quanta = make_quanta(run, QUANTA)
+    found = measure(quanta, roles=lambda _, units: np.arange(len(units)) % 2, num_shuffles=20)
+    assert [row["name"] for row in found["rows"]] == ["quanta", "target token", "previous token"]
+    assert Quanta(run).evidence() == found
+    again = make_quanta(run, QuantaConfig(clusterer=AverageLinkage(num_quanta=3)))
+    with pytest.raises(RunMismatchError, match="compute it again"):
+        again.evidence()
+
+
+def test_curves_hold_each_units_loss_at_each_checkpoint(ray_cluster, tiny_collection, tmp_path, tiny_model_folder):
+    collect(tiny_collection(tmp_path / "run"), ONE)
+    run = Run.open(tmp_path / "run")
+    folders = [save_tiny(tmp_path / f"checkpoint-{step}", seed=step) for step in (10, 2)]
+    folders.append(save_tiny(tmp_path / "checkpoint-30"))
+    curves = collect_curves(run, "token-loss", [ModelSource(model=str(f)) for f in folders], TWO)
+    assert curves.steps.tolist() == [2, 10, 30]
+    assert curves.losses.shape == (40, 3)
+    np.testing.assert_allclose(curves.losses[:, 2], np.asarray(run.row_set().units()["loss"]), rtol=1e-4)
+    assert np.abs(curves.losses[:, 0] - curves.losses[:, 2]).max() > 1e-3
+    with pytest.raises(ConfigurationError, match="training step"):
+        collect_curves(run, "token-loss", [ModelSource(model=str(tiny_model_folder))], TWO)
+
+
+class Flaky:
+    """Dies, fails or refuses at its first task of a number, as the tasks say."""
+
+    def __init__(self, folder):
+        self._folder = folder
+
+    def work(self, task):
+        mark = self._folder / str(task)
+        if not mark.exists():
+            mark.touch()
+            if task == 1:
+                os._exit(1)
+            if task == 2:
+                raise OSError("a passing fault")
+        if task == 9:
+            raise OSError("always")
+        if task == 8:
+            raise ConfigurationError("never try again")
+        return task * 10
+
+
+def test_dead_and_failing_workers_cost_their_task_and_no_more(ray_cluster, tmp_path):
+    import ray
+
+    actor = ray.remote(Flaky)
+    done = {}
+    with WorkerPool(lambda: actor.remote(tmp_path), 2) as pool:
+        pool.run(range(5), lambda w, t: w.work.remote(t), on_done=done.__setitem__)
+        assert done == {i: i * 10 for i in range(5)}
+    with WorkerPool(lambda: actor.remote(tmp_path), 2) as pool, pytest.raises(ConfigurationError, match="never"):
+        pool.run([8], lambda w, t: w.work.remote(t), on_done=done.__setitem__)
+    with (
+        WorkerPool(lambda: actor.remote(tmp_path), 2) as pool,
+        pytest.raises(QuantascopeError, match="Block 9 failed 3"),
+    ):
+        pool.run([9], lambda w, t: w.work.remote(t), on_done=done.__setitem__)
