@@ -6,7 +6,7 @@ Among the clusterers measured on planted directions it recovers most, and its tr
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from ...errors import ConfigurationError
 from ..faiss_backend import spherical_kmeans
@@ -19,7 +19,7 @@ from .tree import Tree
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AverageLinkage:
-    """Average linkage; at most one of `num_quanta` and `min_cosine` is given, with neither held-out rows decide."""
+    """Average linkage; `num_quanta` or `min_cosine` fix the cut, without them held-out documents do (choose.py)."""
 
     num_quanta: int | None = None
     """How many quanta to leave, between 1 and the number of rows (or micro-clusters)."""
@@ -33,10 +33,8 @@ class AverageLinkage:
     """Rounds of spherical k-means."""
     kmeans_sample_size: int | None = 262_144
     """Rows that k-means trains on, drawn at random; None for all. Every row is assigned in either case."""
-    num_standard_errors: float = 1.0
-    """How far below the best cut the chosen one may explain held-out rows; 0 takes the best, finer one."""
     seed: int = 0
-    """Seed of the micro-clusters and of the held-out rows."""
+    """Seed of the micro-clusters and of the halves that choose the cut."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -46,11 +44,15 @@ class AverageLinkage:
             raise ConfigurationError(f"num_quanta is {self.num_quanta}; it must be at least 1")
         if self.min_cosine is not None and not -1 <= self.min_cosine <= 1:
             raise ConfigurationError(f"min_cosine is {self.min_cosine}; a cosine lies between -1 and 1")
-        if self.micro_clusters < 1 or self.num_standard_errors < 0:
-            raise ConfigurationError("micro_clusters must be at least 1 and num_standard_errors at least 0")
+        if self.micro_clusters < 1:
+            raise ConfigurationError(f"micro_clusters is {self.micro_clusters}; it must be at least 1")
 
-    def cluster(self, rows: Float[np.ndarray, "unit dim"]) -> Clustering:
+    def cluster(
+        self, rows: Float[np.ndarray, "unit dim"], documents: Int[np.ndarray, " unit"] | None = None
+    ) -> Clustering:
         """Quanta of the rows, which are made unit first; same rows and seed, same quanta.
+
+        `documents` names each row's document, for choosing how many quanta; without it each row is its own.
 
         Raises ConfigurationError for zero or non-finite rows, no rows, or more quanta than groups;
         MissingDependencyError where micro-clusters are needed and FAISS is missing.
@@ -64,7 +66,7 @@ class AverageLinkage:
             tree = average_linkage(unit)
         else:
             tree = average_linkage(group_sums(unit, groups, num_groups), np.bincount(groups, minlength=num_groups))
-        return cut_clustering(unit, groups, tree, self._count(unit, tree))
+        return cut_clustering(unit, groups, tree, self._count(unit, tree, documents))
 
     def _groups(self, unit: np.ndarray) -> np.ndarray:
         """Leaf of each row: itself, or its micro-cluster (empty ones are dropped)."""
@@ -77,12 +79,11 @@ class AverageLinkage:
         )
         return np.unique(nearest, return_inverse=True)[1].astype(np.int32)
 
-    def _count(self, unit: np.ndarray, tree: Tree) -> int:
+    def _count(self, unit: np.ndarray, tree: Tree, documents: np.ndarray | None) -> int:
         if self.num_quanta is not None:
             return self.num_quanta
         if self.min_cosine is not None:
             return tree.num_leaves_at(self.min_cosine)
-        if len(unit) < 4:
+        if len(unit) < 4 or (documents is not None and len(np.unique(documents)) < 2):
             return 1
-        choice = choose_cut(unit, seed=self.seed, num_standard_errors=self.num_standard_errors)
-        return tree.num_leaves_at(choice.cosine)
+        return tree.num_leaves_at(choose_cut(unit, documents, seed=self.seed).cosine)

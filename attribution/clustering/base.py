@@ -44,8 +44,10 @@ class Clustering:
 class Clusterer(Protocol):
     """Anything that makes quanta of rows."""
 
-    def cluster(self, rows: Float[np.ndarray, "unit dim"]) -> Clustering:
-        """Quanta of these unit rows (float32); row i of the result is row i of `rows`."""
+    def cluster(
+        self, rows: Float[np.ndarray, "unit dim"], documents: Int[np.ndarray, " unit"] | None = None
+    ) -> Clustering:
+        """Quanta of these unit rows (float32); `documents` names each row's document, where that matters."""
         ...
 
 

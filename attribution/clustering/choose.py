@@ -1,107 +1,159 @@
-"""How many quanta: the coarsest cut that explains held-out rows as well as the best one, within its standard error.
+"""How many quanta: the cut whose quanta come back, as the same groups, in documents that took no part in making them.
 
-A cut that is too coarse blurs what rows have in common; one that is too fine repeats the noise of single rows. Both
-show on rows that took no part in the clustering, in columns that took no part in choosing their quantum (held-out rows
-and columns at once: Owen & Perry 2009, bi-cross-validation). No model of the noise is needed.
-
-Legend: u a held-out row, S_q and n_q the sum and number of training rows of quantum q, λ the shrinkage,
-ĉ_q = S_q / (n_q + λ); A and B two halves of the columns. u takes the q with the least |u_A − ĉ_qA|², and is scored by
-|u_B|² − |u_B − ĉ_qB|²: 0 for no quantum at all.
+Prediction strength (Tibshirani & Walther 2005, Journal of Computational and Graphical Statistics 14, equation 2.1),
+corrected for chance and averaged over the quanta instead of their minimum. The documents are halved, each half is
+clustered by itself; then, for each quantum of one half, the share of its pairs of units from different documents that
+the other half's centroids put together too. A cut that is too fine breaks up what is one group elsewhere; one that is
+too coarse joins groups by accident, and elsewhere other accidents happen. Knows unit rows and their documents.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.cluster.hierarchy import leaves_list
 
 from ...errors import ConfigurationError
 from .linkage import average_linkage
 from .tree import Tree
 
-_SHRINKAGES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+_LEAST_STRENGTH = 0.1
+"""Below this no cut comes back, and everything is one quantum: rows without structure reach about 0.02."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutChoice:
-    """Which cut held-out rows ask for, and what it explains."""
+    """Which cut comes back best, and how well."""
 
     cosine: float
-    """Merges at this mean cosine or above are made; −1 (one quantum) where no cut explains anything, above 1 where
-    single rows explain best."""
-    explained: float
-    """Share of the held-out rows' squared norm that the chosen cut explains, at most 1."""
-    best_explained: float
-    """The same at the best cut tried."""
-    num_train_quanta: int
-    """Groups left in the half of the rows that was clustered."""
+    """Merges at this mean cosine or above are made; −1 (one quantum) where no cut comes back."""
+    strength: float
+    """Prediction strength at the chosen cut: 0 is chance, 1 perfect; units in quanta of one document count as 0."""
+    cosines: Float[np.ndarray, " cut"]
+    """The cuts that were tried."""
+    strengths: Float[np.ndarray, " cut"]
+    """Prediction strength at each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Half:
+    """Half of the documents: its tree, its rows in the tree's order, so that each group is a run of them."""
+
+    tree: Tree
+    order: Int[np.ndarray, " unit"]
+    rows: Float[np.ndarray, "unit dim"]
+    documents: Int[np.ndarray, " unit"]
+    """From 0, in the tree's order too."""
+    run_sums: Float[np.ndarray, "unit_and_one dim"]
+    """Sums of the rows before each place: differences are sums over runs."""
 
 
 def choose_cut(
     rows: Float[np.ndarray, "unit dim"],
+    documents: Int[np.ndarray, " unit"] | None = None,
     *,
     seed: int = 0,
-    num_standard_errors: float = 1.0,
     max_rows: int = 6_000,
     num_cuts: int = 40,
+    num_splits: int | None = None,
 ) -> CutChoice:
-    """The mean cosine at which to cut an average linkage of rows like these unit rows.
+    """The mean cosine at which to cut an average linkage of these unit rows.
 
-    Half of the rows (of at most `max_rows`, drawn without replacement) are clustered, the other half is explained; of
-    `num_cuts` cuts at geometric steps the coarsest one whose explained share lies within `num_standard_errors` (of the
-    paired difference) of the best wins; 0 takes the best itself. λ is chosen at each cut. Rows of one document that
-    fall in both halves help finer cuts. Deterministic in the seed. Raises ConfigurationError for fewer than 4 rows.
+    Of `num_cuts` cuts at geometric steps the one with the greatest prediction strength wins, or a coarser one within a
+    standard error of the paired difference, where there are several splits to tell it;
+    strength is averaged over both directions between the halves and over `num_splits` ways to halve (None: as many as
+    add up to 4,000 rows, 1 to 8). Without `documents` every row is one. At most `max_rows` rows are looked at, drawn
+    without replacement. Deterministic in the seed. Raises ConfigurationError for fewer than 4 rows or 2 documents.
     """
-    if len(rows) < 4 or rows.shape[1] < 2:
-        raise ConfigurationError(f"{len(rows)} rows are too few to choose a number of quanta; name num_quanta")
+    if documents is None:
+        documents = np.arange(len(rows))
     rng = np.random.default_rng(seed)
-    picked = rng.permutation(len(rows))[:max_rows]
-    columns = rng.permutation(rows.shape[1])
-    train, held_out = rows[picked[: len(picked) // 2]], rows[picked[len(picked) // 2 :]]
-    tree = average_linkage(train)
-    order = _dendrogram_order(tree)
-    train = train[order]
-    halves = [np.sort(half) for half in np.array_split(columns, 2)]
-    trained = [np.ascontiguousarray(train[:, half]) for half in halves]
-    crosses = [held_out[:, half] @ part.T for half, part in zip(halves, trained, strict=True)]
-    sizes = np.unique(np.geomspace(1, len(train), num_cuts).round().astype(int))
-    gains = np.stack([_explained_at(tree.cut(int(size))[order], trained, crosses) for size in sizes])
-    means = gains.mean(axis=1)
-    best = int(means.argmax())
-    errors = (gains[best] - gains).std(axis=1) / np.sqrt(len(held_out))
-    chosen = int(np.flatnonzero(means >= means[best] - num_standard_errors * errors)[0])
-    total = float(np.square(held_out[:, halves[1]]).sum(axis=1).mean())
+    names = np.unique(documents)
+    if len(rows) < 4 or len(names) < 2:
+        raise ConfigurationError(
+            f"{len(rows)} rows of {len(names)} documents are too few to choose a number of quanta; name num_quanta."
+        )
+    picked = np.sort(rng.permutation(len(rows))[:max_rows])
+    splits = []
+    for _ in range(num_splits or int(np.clip(4_000 // len(picked), 1, 8))):
+        in_first = np.isin(documents[picked], rng.permutation(names)[: len(names) // 2])
+        splits.append([_half(rows[part], documents[part]) for part in (picked[in_first], picked[~in_first])])
+    heights = np.sort(np.concatenate([half.tree.cosines for half in splits[0]]))
+    cosines = heights[np.unique(np.geomspace(1, len(heights), num_cuts).round().astype(int)) - 1]
+    measured = np.concatenate([_both_ways(first, second, cosines) for first, second in splits])
+    strengths = measured.mean(axis=0)
+    best = int(strengths.argmax())
+    enough = bool(strengths[best] >= _LEAST_STRENGTH)
+    if len(splits) > 1:
+        errors = (measured[:, [best]] - measured).std(axis=0) / np.sqrt(len(measured))
+        best = int(np.flatnonzero(strengths >= strengths[best] - errors)[0])
     return CutChoice(
-        cosine=_cut_cosine(tree, int(sizes[chosen])) if means[best] > 0 else -1.0,
-        explained=float(means[chosen]) / total,
-        best_explained=float(means[best]) / total,
-        num_train_quanta=int(sizes[chosen]) if means[best] > 0 else 1,
+        cosine=float(cosines[best]) if enough else -1.0,
+        strength=float(strengths[best]),
+        cosines=cosines,
+        strengths=strengths,
     )
 
 
-def _cut_cosine(tree: Tree, num_groups: int) -> float:
-    """The mean cosine of the last merge made when `num_groups` are left; above 1 where none is."""
-    return float(tree.cosines[tree.num_leaves - num_groups - 1]) if num_groups < tree.num_leaves else 2.0
-
-
-def _dendrogram_order(tree: Tree) -> np.ndarray:
-    """Leaves in the tree's order, so that each group of each cut is one run of them."""
+def _half(rows: np.ndarray, documents: np.ndarray) -> _Half:
+    tree = average_linkage(rows)
     scipy_merges = tree.merges.copy()
-    scipy_merges[:, 2] = 1 - tree.cosines
-    return np.asarray(leaves_list(np.maximum(scipy_merges, 0)))
+    scipy_merges[:, 2] = np.maximum(1 - tree.cosines, 0)
+    order = leaves_list(scipy_merges) if len(rows) > 1 else np.zeros(1, np.int64)
+    named = np.unique(documents, return_inverse=True)[1]
+    return _Half(
+        tree=tree, order=order, rows=rows[order], documents=named[order], run_sums=_sums_before(rows[order].T).T
+    )
 
 
-def _explained_at(labels: np.ndarray, trained: list[np.ndarray], crosses: list[np.ndarray]) -> np.ndarray:
-    """Score of each held-out row under groups that are runs of training rows, at the λ with the best mean."""
-    starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]])
-    sizes = np.diff(np.r_[starts, len(labels)])
-    dots = [np.add.reduceat(cross, starts, axis=1) for cross in crosses]
-    squares = [np.square(np.add.reduceat(part, starts, axis=0)).sum(axis=1) for part in trained]
-    held_out = np.arange(len(dots[0]))
-    best = np.full(len(held_out), -np.inf)
-    for shrinkage in _SHRINKAGES:
-        weight = (1 / (sizes + shrinkage)).astype(np.float32)
-        taken = (2 * dots[0] * weight - squares[0] * weight**2).argmax(axis=1)
-        gain = 2 * dots[1][held_out, taken] * weight[taken] - squares[1][taken] * weight[taken] ** 2
-        best = gain if gain.mean() > best.mean() else best
-    return best
+def _both_ways(first: _Half, second: _Half, cosines: np.ndarray) -> np.ndarray:
+    """Prediction strength at each cut, [2, cut]: first by second, second by first."""
+    cross = first.rows @ second.rows.T
+    there, back = _sums_before(cross), _sums_before(cross.T)
+    return np.array(
+        [[_strength(first, second, there, c), _strength(second, first, back, c)] for c in cosines.tolist()]
+    ).T
+
+
+def _sums_before(values: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "row column_and_one"]:
+    """Sums of the columns before each place, in float64."""
+    sums = np.zeros((values.shape[0], values.shape[1] + 1))
+    np.cumsum(values, axis=1, dtype=np.float64, out=sums[:, 1:])
+    return sums
+
+
+def _strength(test: _Half, training: _Half, cross: np.ndarray, cosine: float) -> float:
+    """How well the training half's quanta keep the test half's together, at one cut.
+
+    `cross` holds the inner products of the two halves' rows, both in their trees' order, summed over what is before.
+    """
+    own = test.tree.cut_at(cosine)[test.order]
+    found = _nearest(training, cross, training.tree.cut_at(cosine)[training.order])
+    chance = float(np.square(np.bincount(found) / len(found)).sum())
+    pairs = _pairs_across(own, np.zeros_like(own), test.documents)
+    together = _pairs_across(own, found, test.documents)
+    several = pairs > 0
+    if chance >= 1 or not several.any():
+        return 0.0
+    share = together[several] / pairs[several]
+    coverage = float(several[own].mean())
+    return float(((share - chance) / (1 - chance)).mean() * coverage)
+
+
+def _pairs_across(own: np.ndarray, found: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """For each group of `own`: pairs of its units with equal `found` and different documents, counted both ways."""
+    found, documents = found.astype(np.int64), documents.astype(np.int64)
+    pairs = np.zeros(int(own.max()) + 1)
+    for sign, key in ((1.0, found), (-1.0, found * (int(documents.max()) + 1) + documents)):
+        width = int(key.max()) + 1
+        keys, counts = np.unique(own.astype(np.int64) * width + key, return_counts=True)
+        np.add.at(pairs, keys // width, sign * np.square(counts.astype(np.float64)))
+    return pairs
+
+
+def _nearest(training: _Half, cross: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The group (as the place of its run) whose centroid has the greatest cosine with each test row."""
+    ends = np.append(np.flatnonzero(labels[1:] != labels[:-1]) + 1, len(labels))
+    norms = np.linalg.norm(np.diff(training.run_sums[ends], axis=0, prepend=0), axis=1)
+    products = np.diff(cross[:, ends], axis=1, prepend=0) / np.maximum(norms, np.finfo(np.float32).tiny)
+    return np.asarray(products.argmax(axis=1))

