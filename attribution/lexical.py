@@ -27,4 +27,4 @@ def bm25(
     norm = _SATURATION * (1 - _LENGTH_WEIGHT + _LENGTH_WEIGHT * lengths / max(lengths.mean(), 1e-9))
     entry_row = np.repeat(np.arange(len(contexts)), np.diff(counts.indptr))
     scores = weight[counts.indices] * counts.data * (_SATURATION + 1) / (counts.data + norm[entry_row])
-    return np.bincount(entry_row, weights=scores, minlength=len(contexts))
+    return np.bincount(entry_row, weights=scores, minlength=len(contexts)).astype(np.float64)

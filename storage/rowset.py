@@ -221,9 +221,11 @@ def _to_stored(
     status = np.full(len(rows), Status.OK, np.uint8)
     status[norms == 0] = Status.ZERO
     status[~np.isfinite(norms)] = Status.REFUSED
-    scale = np.where(status == Status.OK, np.sqrt(rows.shape[1]) / np.where(norms > 0, norms, 1), 0)
-    stored = np.where(status[:, None] == Status.REFUSED, np.nan, wide * scale[:, None])
-    return stored.astype(np.float16), norms.astype(np.float32), status
+    stored = np.full(rows.shape, np.nan, np.float16)
+    stored[status == Status.ZERO] = 0
+    fine = status == Status.OK
+    stored[fine] = wide[fine] * (np.sqrt(rows.shape[1]) / norms[fine])[:, None]
+    return stored, norms.astype(np.float32), status
 
 
 def _encode_chunk(values: Float[np.ndarray, "unit column"], num_rows: int, dtype: type) -> bytes:

@@ -1,8 +1,11 @@
 """Fixtures of the jobs' tests: one local Ray for all of them, and collections of a tiny model."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
-from quantascope.jobs.collect import Collection
+from quantascope.jobs.collect import Collection, collect
 from quantascope.jobs.config import RowConfig, SelectionConfig, SetConfig
 from quantascope.jobs.data import DataSource
 from quantascope.jobs.model import ModelSource
@@ -24,7 +27,21 @@ def tiny_data(tmp_path_factory):
     return write_jsonl(tmp_path_factory.mktemp("data") / "tiny.jsonl", rows)
 
 
+@pytest.fixture(scope="session")
+def collected_run(ray_cluster, tiny_collection, tmp_path_factory):
+    """A run with the tiny model's token rows, collected once by one worker; read only."""
+    out = tmp_path_factory.mktemp("collected") / "run"
+    collect(tiny_collection(out), RayOptions(num_workers=1))
+    return out
+
+
 @pytest.fixture
+def tiny_run(collected_run, tmp_path):
+    """A copy of it to work on."""
+    return Path(shutil.copytree(collected_run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
 def tiny_collection(tiny_model_folder, tiny_data):
     """Makes a collection of the tiny model on the tiny data; keywords go to the selection."""
 

@@ -38,12 +38,12 @@ def contents(root):
     return {p.relative_to(root): p.read_bytes() for p in files}
 
 
-def test_one_worker_and_two_give_the_same_bytes_and_the_same_quanta(ray_cluster, tiny_collection, tmp_path):
-    for options, out in ((ONE, tmp_path / "one"), (TWO, tmp_path / "two")):
-        done = collect(tiny_collection(out), options)
-        assert (done.num_units, done.rows_here, done.refused, done.zero) == (40, 40, 0, 0)
+def test_one_worker_and_two_give_the_same_bytes_and_the_same_quanta(tiny_run, tiny_collection, tmp_path):
+    done = collect(tiny_collection(tmp_path / "two"), TWO)
+    assert (done.num_units, done.rows_here, done.refused, done.zero) == (40, 40, 0, 0)
+    for out in (tiny_run, tmp_path / "two"):
         make_quanta(Run.open(out), QUANTA)
-    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
+    one, two = contents(tiny_run), contents(tmp_path / "two")
     assert len(one) > 20
     assert one == two
 
@@ -67,7 +67,7 @@ def test_rows_are_the_gradients_of_the_selected_tokens_own_losses(
         ids = torch.from_numpy(run.documents[entry["document"]].tokens.astype(np.int64))
         ids = ids[entry["first_token"] : entry["last_token"] + 1][None]
         loss = cross_entropy(model(input_ids=ids).logits[0, -2:-1], ids[0, -1:])
-        assert float(loss) == pytest.approx(entry["loss"], rel=1e-5)
+        assert loss.item() == pytest.approx(entry["loss"], rel=1e-5)
         parts = []
         for block in engine.blocks:
             module = model.get_submodule(block.name)
@@ -86,9 +86,8 @@ def test_rows_are_the_gradients_of_the_selected_tokens_own_losses(
         np.testing.assert_allclose(row, wanted / np.linalg.norm(wanted), atol=1e-3)  # float16 on disk
 
 
-def test_a_finished_collection_is_not_repeated_and_a_partial_one_goes_on(ray_cluster, tiny_collection, tmp_path):
-    collection = tiny_collection(tmp_path / "run")
-    collect(collection, TWO)
+def test_a_finished_collection_is_not_repeated_and_a_partial_one_goes_on(tiny_run, tiny_collection, tmp_path):
+    collection = tiny_collection(tiny_run)
     whole = contents(tmp_path / "run")
     assert collect(collection, TWO).rows_here == 0
     for name in ("commits/00001.json", "commits/00003.json", "gradients/c/3/0"):
@@ -99,8 +98,7 @@ def test_a_finished_collection_is_not_repeated_and_a_partial_one_goes_on(ray_clu
     assert contents(tmp_path / "run") == whole
 
 
-def test_another_plan_or_model_is_refused_with_both_sides(ray_cluster, tiny_collection, tmp_path):
-    collect(tiny_collection(tmp_path / "run"), ONE)
+def test_another_plan_or_model_is_refused_with_both_sides(tiny_run, tiny_collection, tmp_path):
     whole = contents(tmp_path / "run")
     with pytest.raises(RunMismatchError, match=r"projection\.seed: there 0, asked for 7"):
         collect(tiny_collection(tmp_path / "run", rows=RowConfig(dim=128, seed=7)), ONE)
@@ -138,17 +136,15 @@ def test_what_cannot_be_collected_says_why(ray_cluster, tiny_collection, tmp_pat
         collect(tiny_collection(tmp_path / "d"), RayOptions(num_workers=1000))
 
 
-def test_a_refused_row_is_counted_and_left_out_of_the_quanta(ray_cluster, tiny_collection, tmp_path):
+def test_a_refused_row_is_counted_and_left_out_of_the_quanta(tiny_run, tiny_collection, tmp_path):
     """A gradient that overflows is NaN on disk; the job goes on."""
-    collection = tiny_collection(tmp_path / "run")
-    collect(collection, ONE)
+    collection = tiny_collection(tiny_run)
     run = Run.open(tmp_path / "run")
     row_set = run.row_set("token-loss")
     loaded = load_model(collection.model)
     content, _ = collect_block(run, row_set, 2, make_engine(collection.config.rows, loaded)[0])
     content.rows[5] = np.inf
-    for path in (run.store.path("rows/token-loss/commits/00002.json"),):
-        path.unlink()
+    run.store.path("rows/token-loss/commits/00002.json").unlink()
     row_set.commit(2, RowBlock(rows=content.rows, block_norms=content.block_norms, units=content.units))
     quanta = make_quanta(run, QUANTA)
     assert len(quanta.units) == 39
@@ -164,9 +160,8 @@ def test_windows_hold_only_what_counts(ray_cluster, tiny_collection, tmp_path):
     assert np.isfinite(np.asarray(table["loss"])).all()
 
 
-def test_evidence_is_stored_for_its_quanta_and_refused_for_others(ray_cluster, tiny_collection, tmp_path):
-    collect(tiny_collection(tmp_path / "run"), ONE)
-    run = Run.open(tmp_path / "run")
+def test_evidence_is_stored_for_its_quanta_and_refused_for_others(tiny_run):
+    run = Run.open(tiny_run)
     quanta = make_quanta(run, QUANTA)
     found = measure(quanta, roles=lambda _, units: np.arange(len(units)) % 2, num_shuffles=20)
     assert [row["name"] for row in found["rows"]] == ["quanta", "target token", "previous token"]
@@ -176,9 +171,8 @@ def test_evidence_is_stored_for_its_quanta_and_refused_for_others(ray_cluster, t
         again.evidence()
 
 
-def test_curves_hold_each_units_loss_at_each_checkpoint(ray_cluster, tiny_collection, tmp_path, tiny_model_folder):
-    collect(tiny_collection(tmp_path / "run"), ONE)
-    run = Run.open(tmp_path / "run")
+def test_curves_hold_each_units_loss_at_each_checkpoint(tiny_run, tmp_path, tiny_model_folder):
+    run = Run.open(tiny_run)
     folders = [save_tiny(tmp_path / f"checkpoint-{step}", seed=step) for step in (10, 2)]
     folders.append(save_tiny(tmp_path / "checkpoint-30"))
     curves = collect_curves(run, "token-loss", [ModelSource(model=str(f)) for f in folders], TWO)
