@@ -27,7 +27,10 @@ class QuantumWeights:
 def quantum_weights(
     query: Float[np.ndarray, " dim"], centroids: Float[np.ndarray, "quantum dim"], *, seed: int = 0
 ) -> QuantumWeights:
-    """Weights w ≥ 0 that minimise ‖query − Σ w_q centroid_q‖ over the ten nearest centroids; zero weights left out."""
+    """Weights w ≥ 0 that minimise ‖query − Σ w_q centroid_q‖ over the ten nearest centroids.
+
+    Weights below √(2 ln k / dim) are left out: about the greatest cosine that a random row has with any of k centroids.
+    """
     candidates = np.argsort(-(centroids @ query), kind="stable")[:_CANDIDATES]
     basis = centroids[candidates].T.astype(np.float64)
     weight = nnls(basis, query.astype(np.float64))[0]
@@ -38,7 +41,8 @@ def quantum_weights(
         sample[:] = nnls(basis * drawn[:, None], query * drawn)[0]
     low, high = np.quantile(samples, [0.025, 0.975], axis=0)
     order = np.argsort(-weight, kind="stable")
-    order = order[weight[order] > 0]
+    floor = np.sqrt(2 * np.log(max(len(centroids), 2)) / len(query))
+    order = order[weight[order] > floor]
     return QuantumWeights(quantum=candidates[order], weight=weight[order], low=low[order], high=high[order])
 
 

@@ -53,13 +53,16 @@ def standard_library_files(*, max_bytes: int | None = None, root: Path | None = 
 
 
 def write_corpus(folder: Path, *, max_bytes: int | None = None, root: Path | None = None) -> CorpusSummary:
-    """Copy the standard library's sources into `folder`, which then holds them and nothing else.
+    """Copy the standard library's sources into `folder`: `write_files` of `standard_library_files`."""
+    return write_files(folder, standard_library_files(max_bytes=max_bytes, root=root))
 
-    The copy appears under its name only once it is whole; one writer at a time. A folder that already holds
-    these very files is left as it is. `max_bytes` and `root` are those of `standard_library_files`, whose
-    errors it raises. Raises RunMismatchError where `folder` holds anything else.
+
+def write_files(folder: Path, files: dict[str, bytes]) -> CorpusSummary:
+    """Write these files (relative name to bytes) into `folder`, which then holds them and nothing else.
+
+    The folder appears under its name only once it is whole; one writer at a time. A folder that already holds these
+    very files is left as it is. Raises RunMismatchError where `folder` holds anything else.
     """
-    files = standard_library_files(max_bytes=max_bytes, root=root)
     summary = CorpusSummary(
         num_files=len(files),
         num_bytes=sum(len(content) for content in files.values()),
@@ -69,7 +72,7 @@ def write_corpus(folder: Path, *, max_bytes: int | None = None, root: Path | Non
         _write_whole(folder, files)
     elif (found := corpus_fingerprint(folder)) != summary.fingerprint:
         raise RunMismatchError(
-            f"{folder} holds other files (fingerprint {found[:12]}) than this interpreter's standard library "
+            f"{folder} holds other files (fingerprint {found[:12]}) than those to be written "
             f"(fingerprint {summary.fingerprint[:12]}). Name another folder, or remove this one."
         )
     return summary

@@ -4,6 +4,7 @@ Every stage is the one that users have: only the corpus, the training and the sy
 own. Whatever a stage finished is used again by the next call.
 """
 
+import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ... import __version__
 from ...attribution.clustering import AverageLinkage
 from ...attribution.faiss_backend import require_faiss
 from ...jobs.collect import Collected, Collection, collect
@@ -25,18 +27,18 @@ from ...jobs.quanta import Quanta, QuantaConfig, make_quanta, measure
 from ...jobs.ray_session import RayOptions, ray_session
 from ...storage.run import Run
 from ..client import Client
-from .corpus import write_corpus
+from .corpus import read_corpus, write_corpus, write_files
 from .recipe import TrainingConfig
 from .roles import UNPARSED, token_roles
 from .training import TrainingProgress, TrainingResult, train_model
 
 TRACES = (
     (
-        "the name after def",
-        "class Reader:\n    def __init__(self, path):\n        self.path = path\n\n    def",
-        " read",
+        "the first parameter after def name(",
+        "class Reader:\n    def __init__(self, path):\n        self.path = path\n\n    def read(",
+        "self",
     ),
-    ("closing a bracket", "        if not isinstance(value, (int, float", ")"),
+    ("closing a bracket", "        if not isinstance(value, str", "):"),
     ("an import line", "import os\nimport sys\nfrom collections", " import"),
 )
 """Behaviours that a Python programmer knows: title, prompt, completion."""
@@ -60,12 +62,15 @@ def run_demo(config: DemoConfig, listener: Listener) -> str:
     require_faiss()
     start = time.monotonic()
     quick = config.quick
-    home = Path(config.cache).expanduser().resolve() / ("demo-quick" if quick else "demo")
+    name = f"demo{'-quick' if quick else ''}-{__version__}-python-{platform.python_version()}"
+    home = Path(config.cache).expanduser().resolve() / name
     home.mkdir(parents=True, exist_ok=True)
-    corpus = home / "corpus"
-    write_corpus(corpus, max_bytes=1_500_000 if quick else None)
+    whole, corpus = home / "corpus", home / "training-files"
+    write_corpus(whole, max_bytes=1_500_000 if quick else None)
     recipe = TrainingConfig.quick() if quick else TrainingConfig()
-    trained = train_model(recipe, corpus, home / "python-stdlib", _training_listener(recipe, listener))
+    trained = train_model(recipe, whole, home / "python-stdlib", _training_listener(recipe, listener))
+    held_out = set(trained.held_out_names)
+    write_files(corpus, {file: data for file, data in read_corpus(whole).items() if file not in held_out})
     out = Path(config.out).resolve()
     options = RayOptions(num_workers=config.num_workers)
     with ray_session(options):

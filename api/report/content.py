@@ -225,6 +225,7 @@ class _Content:
                 sizes=sizes, quantum=np.arange(len(sizes)), sentence="Too few quanta of five units for a fit."
             )
         null = (_floats(found["null_low"]), _floats(found["null_high"]))
+        fitted = slice(found["first_rank"] - 1, found["last_rank"])
         return RankFrequency(
             sizes=sizes,
             quantum=np.arange(len(sizes)),
@@ -236,7 +237,7 @@ class _Content:
                 first_rank=found["first_rank"],
                 last_rank=found["last_rank"],
             ),
-            fit_band=Band(low=_floats(found["line_low"]), high=_floats(found["line_high"])),
+            fit_band=Band(low=_floats(found["line_low"])[fitted], high=_floats(found["line_high"])[fitted]),
             null_band=Band(low=null[0], high=null[1]),
             sentence=found["sentence"],
             alternatives=found["alternatives"],

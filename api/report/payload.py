@@ -168,9 +168,9 @@ class Quanta(_Part):
     size: Indices
     """Units."""
     use: Floats
-    """Estimated share of all tokens that were selected, from 0 to 1."""
+    """Share of the clustered units, from 0 to 1."""
     coherence: Floats
-    """Mean cosine of a unit with its quantum's centroid."""
+    """Mean cosine over all pairs of its rows; NaN for a single one."""
     mean_loss: Floats
     """Nats."""
     num_documents: Indices

@@ -21,6 +21,13 @@ def test_a_mixture_of_two_centroids_is_found_with_its_weights():
     assert noisy.low[0] < 0.8 < noisy.high[0]
 
 
+def test_a_row_without_relation_to_any_quantum_has_no_weights():
+    generator = np.random.default_rng(1)
+    centroids = unit(generator.normal(size=(300, 4000)))
+    found = [len(quantum_weights(row, centroids).quantum) for row in unit(generator.normal(size=(20, 4000)))]
+    assert sum(found) <= 8
+
+
 def test_extremes_are_sorted_and_only_negative_scores_oppose():
     most, least = extremes(np.array([0.1, -0.5, 0.9, -0.2]), 3)
     assert most.tolist() == [2, 0, 3]

@@ -27,7 +27,7 @@ function plot(data, width) {
   const height = Math.max(260, Math.min(560, width * 0.62));
   const [left, right, top, bottom] = [56, 16, 12, 44];
   const positive = (values) => [...(values ?? [])].filter((value) => value > 0);
-  const all = [sizes, nullBand?.low, nullBand?.high].flatMap(positive);
+  const all = [sizes, nullBand?.low, nullBand?.high, fitBand?.low, fitBand?.high].flatMap(positive);
   const [low, high] = [Math.log10(Math.min(...all)) - 0.08, Math.log10(Math.max(...all)) + 0.08];
   const most = Math.log10(Math.max(sizes.length, nullBand?.low.length ?? 1, 2)) + 0.03;
   const x = (rank) => left + 6 + (Math.log10(rank) / most) * (width - left - right - 6);

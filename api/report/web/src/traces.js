@@ -25,7 +25,7 @@ function article(data, trace) {
     behaviour(trace),
     trace.sentence ? h("p", null, prose(trace.sentence)) : null,
     missing(trace.novelty) ? null : novelty(trace.novelty),
-    trace.quanta.length ? [stack(data, trace.quanta, total), weights(data, trace.quanta)] : empty("No quantum has a weight in this behaviour."),
+    trace.quanta.length ? [stack(data, trace.quanta, total), weights(data, trace.quanta)] : empty("No quantum stands out: none has a weight above what a row without any relation would give."),
     h("div", { class: "sides" },
       found(data, "Supporting training units", trace.supporting, "None: no unit pushes towards it."),
       found(data, "Opposing training units", trace.opposing, "None: no unit pushes against it."),
@@ -41,7 +41,7 @@ function behaviour({ prompt, completion, contributions }) {
 }
 
 const novelty = (share) => h("p", { class: "novelty" },
-  explain(h("span", null, `Stranger than ${percent(share)} of training windows`), defined("novelty")),
+  explain(h("span", null, `Stranger than ${percent(share)} of training units`), defined("novelty")),
   h("span", { class: "gauge", role: "img", "aria-label": percent(share) }, h("span", { style: { left: `${share * 100}%` } })));
 
 const stack = (data, quanta, total) => h("div", { class: "stack", role: "img", "aria-label": "Weights of the quanta, side by side" },
