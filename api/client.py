@@ -248,7 +248,13 @@ class Client:
         target = Path(path)
         if not target.parent.is_dir():
             raise ConfigurationError(f"{target.parent} is not a folder: make it, or choose another place.")
-        target.write_text(render_report(make_payload(self)), encoding="utf-8")
+        page = render_report(make_payload(self))
+        try:
+            target.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(
+                f"{target} cannot be written ({error.strerror}): choose another place, or free some space."
+            ) from error
         return target
 
     def use_model(self, model: str) -> None:

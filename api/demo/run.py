@@ -120,7 +120,7 @@ def _tokens(trained: TrainingResult, corpus: Path, out: Path, *, quick: bool) ->
         max_loss=2.0 if quick else 0.2,
         max_units=400 if quick else 4_000,
         max_per_window=16,
-        scan_tokens=40_000 if quick else 400_000,
+        scan_tokens=40_000 if quick else 250_000,
     )
     return _collection(trained, corpus, out, selection)
 
