@@ -30,6 +30,7 @@ app = typer.Typer(
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run.")]
 QuantaOption = Annotated[str, typer.Option("--quanta", help="Name of the clustering to ask.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_INTERRUPTED = 130
 
 
 def _show_version(wanted: bool) -> None:
@@ -332,17 +333,21 @@ def main() -> None:
     """Run the command line; the exit status says what went wrong (quantascope.errors lists them)."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app(standalone_mode=False)
+        interrupted = app(prog_name="quantascope", standalone_mode=False) == _INTERRUPTED  # so typer says it
     except KeyboardInterrupt:
-        _fail(f"interrupted; what was committed is kept. To go on: {shlex.join(['quantascope', *sys.argv[1:]])}", 130)
+        interrupted = True
     except typer.Abort:
         _fail("aborted", 1)
     except QuantascopeError as error:
         _fail(f"error: {error}", error.exit_status)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
-            _fail(f"error: {error.format_message()}", 2)
+            message = error.format_message()  # without a command: the help
+            _fail(message if message.startswith("Usage:") else f"error: {message}", 2)
         raise
+    if interrupted:
+        command = shlex.join(["quantascope", *sys.argv[1:]])
+        _fail(f"interrupted; what was committed is kept. To go on: {command}", _INTERRUPTED)
 
 
 def _interrupt(_signal: int, _frame: Any) -> None:  # noqa: ANN401 - signal's own signature

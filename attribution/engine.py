@@ -67,11 +67,20 @@ class GradientEngine(Generic[Batch]):
         """Column range of each block in a row."""
         self.dim = int(ends[-1])
 
-    def rows(self, batch: Batch, losses: Losses[Batch], example: Int[Tensor, " unit"] | None = None) -> GradientRows:
+    def rows(
+        self,
+        batch: Batch,
+        losses: Losses[Batch],
+        example: Int[Tensor, " unit"] | None = None,
+        *,
+        num_examples: int | None = None,
+    ) -> GradientRows:
         """The row of each loss.
 
         `example[u]` is the example (index along the first axis) that unit u's loss belongs to, and must be the only
-        one that it depends on; without it, unit u belongs to example u.
+        one that it depends on; without it, unit u belongs to example u. `num_examples` is needed where the last
+        example has no unit. Raises CoverageError for a model that hands a linear map anything but one row of positions
+        per example.
         """
         with self._taps() as taps, torch.enable_grad():
             values = losses(self.model, batch)
@@ -82,7 +91,7 @@ class GradientEngine(Generic[Batch]):
             for number, units in enumerate(passes):
                 chosen = torch.zeros_like(values)
                 chosen[units] = 1
-                taps.start()
+                taps.start(num_examples=num_examples or int(example.max()) + 1)
                 torch.autograd.grad(
                     values, taps.leaves, chosen, retain_graph=number + 1 < len(passes), allow_unused=True
                 )
@@ -94,7 +103,7 @@ class GradientEngine(Generic[Batch]):
         """Each position's share of the one example's one loss; over positions they add up to its row."""
         with self._taps(by_position=True) as taps, torch.enable_grad():
             values = losses(self.model, batch)
-            taps.start()
+            taps.start(num_examples=1)
             torch.autograd.grad(values.sum(), taps.leaves, allow_unused=True)
         return taps.by_position(self.dim)
 
@@ -139,12 +148,15 @@ class _Taps:
         self._sums: dict[int, Tensor] = {}
         self.leaves: list[Tensor] = []
         """Where the backward pass may stop: outputs of the earliest tapped maps."""
+        self._seen: dict[int, int] = {}
+        """Each block's length of the example axis."""
 
     def hook(self, number: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
         """The forward hook of one block's module."""
         projection = self._projections[number]
 
         def forward(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            self._seen[number] = len(args[0])
             inputs = projection.inputs(_by_position(args[0].detach(), self._dtype))
             if not output.requires_grad:
                 self.leaves.append(output.requires_grad_())
@@ -163,20 +175,22 @@ class _Taps:
 
         return forward
 
-    def start(self) -> None:
+    def start(self, *, num_examples: int) -> None:
         """Before a backward pass."""
         if not self.leaves:
             raise CoverageError("The losses do not use any of the model's linear maps: nothing to take gradients of.")
+        for number, seen in self._seen.items():
+            if seen != num_examples:
+                raise CoverageError(
+                    f"Linear map {number} of {len(self._projections)} saw {seen} rows for {num_examples} examples: the "
+                    "model flattens or drops the example axis in front of it, which is not supported yet. Leave that "
+                    "map out, or bring a model whose maps see [example, position, width]."
+                )
         self._sums.clear()
 
     def collect(self, rows: Tensor, units: Tensor, examples: Tensor) -> None:
         """After a backward pass: the sums of these units' examples become their rows."""
         for number, part in self._sums.items():
-            if int(examples.max()) >= len(part):
-                raise CoverageError(
-                    f"A linear map saw {len(part)} examples where the losses name example {int(examples.max())}: "
-                    "its input has no example axis in front, which is not supported yet."
-                )
             rows[units, self._columns[number]] = part[examples]
 
     def by_position(self, dim: int) -> Float[Tensor, "position dim"]:

@@ -44,10 +44,13 @@ def mean_losses(model: nn.Module, batch: TokenBatch) -> Float[Tensor, " example"
 
 @contextmanager
 def _only_positions(model: nn.Module, example: Tensor, position: Tensor) -> Iterator[bool]:
-    """Hand the output head [token, 1, width] instead of every position; False if the model names no head."""
+    """Hand the output head [token, 1, width] instead of every position.
+
+    False if the model names no head, or somebody listens to it: the engine's taps need every position of every example.
+    """
     get = getattr(model, "get_output_embeddings", None)
     head = get() if callable(get) else None
-    if head is None:
+    if head is None or head._forward_hooks:
         yield False
         return
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from ..errors import ConfigurationError
 from ..storage.checked import require_same
 from ..storage.rowset import RowSet
-from ..storage.run import Run
+from ..storage.run import Run, require_name
 from .config import SetConfig
 from .data import DataSource, check_data
 from .ingest import ingest
@@ -23,7 +23,7 @@ from .model import LoadedModel, ModelSource, check_model, load_model
 from .plan import Estimate, estimate, make_plan, require_space, unit_bytes
 from .pool import WorkerPool
 from .progress import Listener, Stage, ignore
-from .ray_session import RayOptions, ray_session
+from .ray_session import RayOptions, ray_session, require_token
 from .select import select_tokens, select_windows
 
 Scan = Callable[[list[np.ndarray]], list[pa.Table]]
@@ -41,6 +41,9 @@ class Collection:
     name: str | None = None
     """The row set's name; None takes the unit type."""
     keep_text: bool = True
+
+    def __post_init__(self) -> None:
+        require_name(self.set_name)
 
     @property
     def set_name(self) -> str:
@@ -69,6 +72,7 @@ def collect(collection: Collection, ray_options: RayOptions, *, listener: Listen
 
     Everything that can be known is checked before Ray starts or a file is written.
     """
+    require_token(ray_options)
     check_model(collection.model)
     check_data(collection.data)
     loaded = load_model(collection.model)

@@ -75,6 +75,7 @@ def make_engine(config: RowConfig, loaded: LoadedModel) -> tuple[GradientEngine[
 def make_plan(config: SetConfig, loaded: LoadedModel) -> dict[str, Any]:
     """The plan as set.json keeps it, without the units: everything that decides the bytes of the rows."""
     engine, projection, coverage = make_engine(config.rows, loaded)
+    _probe(engine)
     device = torch.device(loaded.model.device).type
     length = window_tokens(config, loaded)
     return {
@@ -156,6 +157,13 @@ def _rows_per_block(engine: GradientEngine[TokenBatch], loaded: LoadedModel, len
     by_time = _BLOCK_SECONDS * _NOMINAL_RATE.get(device, 2e10) / operations
     by_size = _CHUNK_BYTES / (2 * engine.dim)
     return int(np.clip(min(by_time, by_size), 8, 65_536))
+
+
+def _probe(engine: GradientEngine[TokenBatch]) -> None:
+    """Rows of a tiny batch: a model that the engine refuses is refused before any long work."""
+    ids = torch.zeros(2, 3, dtype=torch.long, device=engine.device)
+    example = torch.arange(2, device=engine.device)
+    engine.rows(TokenBatch(ids=ids, example=example, position=example + 1), token_losses, example)
 
 
 def _time_batch(config: SetConfig, loaded: LoadedModel, *, length: int, batch_tokens: int) -> float:

@@ -9,8 +9,10 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,6 +62,15 @@ def ray_session(options: RayOptions) -> Iterator[int]:
         ray.shutdown()
 
 
+def require_token(options: RayOptions) -> None:
+    """RayStartError for a cluster that would be joined without a token, unless the user insists. Starts nothing."""
+    if options.address is not None and os.environ.get("RAY_AUTH_MODE") != "token" and not options.allow_no_token:
+        raise RayStartError(
+            f"The cluster at {options.address} would be joined without a token, which leaves it open to anyone who "
+            "reaches it. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH, or insist with --allow-no-token."
+        )
+
+
 def _init(options: RayOptions) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -76,7 +87,8 @@ def _init(options: RayOptions) -> None:
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
     try:
-        ray.init(configure_logging=True, logging_level=logging.ERROR, **arguments)
+        with _sigterm_kept():
+            ray.init(configure_logging=True, logging_level=logging.ERROR, **arguments)
     except (RuntimeError, OSError, ValueError, ConnectionError, TimeoutError) as error:
         where = f"The cluster at {options.address}" if options.address else "A local Ray"
         raise RayStartError(
@@ -85,16 +97,21 @@ def _init(options: RayOptions) -> None:
         ) from error
 
 
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, prints a stack and dies of it: give the caller's handler back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
 def _authenticate(options: RayOptions) -> None:
     """Token authentication is on: our own token for a local Ray, the user's for a cluster."""
+    require_token(options)
     if options.address is None:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(_own_token())
-    elif os.environ.get("RAY_AUTH_MODE") != "token" and not options.allow_no_token:
-        raise RayStartError(
-            f"The cluster at {options.address} would be joined without a token, which leaves it open to anyone who "
-            "reaches it. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH, or insist with --allow-no-token."
-        )
 
 
 @cache

@@ -109,20 +109,19 @@ class LocalStore:
         """Hold the run for writing; RunBusyError if another process has it. Ends with the process."""
         with _space(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            handle = (self.root / _LOCK).open("a+")
+            handle = (self.root / _LOCK).open("a+b", buffering=0)  # unbuffered: closing it can't meet a full disk
         with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 handle.seek(0)
                 raise RunBusyError(
-                    f"{self.root} is being written to by process {handle.read().strip() or 'unknown'}; "
+                    f"{self.root} is being written to by process {handle.read().decode().strip() or 'unknown'}; "
                     "wait for it, or stop it, and give the same command again."
                 ) from None
             with _space(self.root):
                 handle.truncate(0)
-                handle.write(str(os.getpid()))
-                handle.flush()
+                handle.write(str(os.getpid()).encode())
             self.sweep()
             yield
 
@@ -163,6 +162,6 @@ def _space(root: Path) -> Iterator[None]:
                 f"The disk that holds {root} is full. What was committed is safe: "
                 "free some space, and give the same command again to go on."
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise NoSpaceError(f"{root} cannot be written to ({error.strerror}); choose another --out.") from error
         raise

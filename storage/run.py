@@ -62,19 +62,20 @@ class Run:
     ) -> Iterator["Run"]:
         """Make a run, or go on with the one that is there, holding it for writing.
 
-        `config` is what must be equal to go on (RunMismatchError prints both sides); `facts` are only recorded.
+        `config` is what must be equal to go on (RunMismatchError prints both sides); `facts` are only recorded. A run
+        without all its documents holds nothing that a configuration decided, and takes the new one.
         """
         store = _local(path)
         if store.root.is_dir() and not store.exists(_MANIFEST) and any(store.names("")):
             raise RunNotFoundError(
                 f"{store.root} is a folder with other things in it and no run; choose another --out."
             )
-        if store.exists(_MANIFEST):
+        if _begun(store):
             _require_config(cls.open(path), config)
         with store.lock():
-            value = {"schema_version": SCHEMA_VERSION, "config": config} | facts
-            if not store.exists(_MANIFEST):
-                store.claim(_MANIFEST, encode_json(value))
+            if not _begun(store):
+                value = {"schema_version": SCHEMA_VERSION, "config": config} | facts
+                store.replace(_MANIFEST, encode_json(value))
             run = cls.open(path)
             _require_config(run, config)
             yield run
@@ -99,7 +100,7 @@ class Run:
 
     def new_row_set(self, name: str) -> RowSet:
         """A row set that may not be planned yet."""
-        return RowSet(self.store, _plain(name))
+        return RowSet(self.store, require_name(name))
 
     def row_sets(self) -> list[str]:
         """Names of the planned row sets, sorted."""
@@ -118,11 +119,15 @@ class Run:
 
     def derived(self, room: str, name: str) -> Derived:
         """What was computed from rows: `room` is index, quanta, traces or ledger."""
-        return Derived(self.store, room, _plain(name))
+        return Derived(self.store, room, require_name(name))
 
     def derived_names(self, room: str) -> list[str]:
         """Names of what a room holds, sorted."""
         return self.store.names(room)
+
+
+def _begun(store: LocalStore) -> bool:
+    return store.exists(_MANIFEST) and Documents(store).complete
 
 
 def _require_config(run: Run, config: dict[str, Any]) -> None:
@@ -140,7 +145,8 @@ def _local(path: str | os.PathLike[str]) -> LocalStore:
     return LocalStore(path)
 
 
-def _plain(name: str) -> str:
+def require_name(name: str) -> str:
+    """The name of a row set or of what was computed, itself; ConfigurationError if it cannot be a folder's name."""
     if not name or name[0] == "." or set(name) & set("/\\\0"):
         raise ConfigurationError(f"{name!r} cannot be a name: use letters, digits, '-', '_' and '.'.")
     return name
@@ -153,7 +159,7 @@ def find_runs(folder: str | os.PathLike[str]) -> list[Path]:
 
 def remove_part(run: Run, *, rows: str | None = None, quanta: str | None = None) -> None:
     """Remove a row set or a clustering (with its index and evidence); RunNotFoundError if there is none."""
-    if rows is not None and not run.store.exists(f"rows/{_plain(rows)}"):
+    if rows is not None and not run.store.exists(f"rows/{require_name(rows)}"):
         raise RunNotFoundError(f"{run.store.root} has no row set {rows!r}; it has {', '.join(run.row_sets())}.")
     if quanta is not None and not run.derived("quanta", quanta).exists:
         raise RunNotFoundError(

@@ -142,7 +142,8 @@ def test_rows_do_not_depend_on_the_batch_that_they_are_in(data):
     unit = st.tuples(st.integers(0, num_windows - 1), st.integers(1, length - 1))
     chosen = data.draw(st.lists(unit, min_size=1, max_size=6))
     example, position = (torch.tensor(column) for column in zip(*chosen, strict=True))
-    together = engine.rows(TokenBatch(ids=ids, example=example, position=position), token_losses, example).rows
+    batch = TokenBatch(ids=ids, example=example, position=position)
+    together = engine.rows(batch, token_losses, example, num_examples=num_windows).rows
     for row, (e, p) in zip(together, chosen, strict=True):
         padding = torch.zeros(1, data.draw(st.integers(0, 3)), dtype=torch.long)
         alone = TokenBatch(
@@ -216,6 +217,45 @@ def test_losses_that_use_no_linear_map_are_refused():
         )
 
 
+@pytest.mark.parametrize("losses", [token_losses, mean_losses])
+def test_the_output_heads_rows_are_right_too(losses):
+    """Several tokens of a window: the head must not be handed only the positions whose losses are asked for."""
+    model = tiny_neox(vocab_size=50, dtype="float64")
+    projection = TensorSketch(dim_per_block=16)
+    engine = GradientEngine(model, projection, find_blocks(model, "linear").blocks)
+    ids = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(2))
+    batch = TokenBatch(ids=ids, example=torch.tensor([0, 0, 1]), position=torch.tensor([3, 9, 5]))
+    found = engine.rows(batch, losses, batch.example if losses is token_losses else None)
+    model.requires_grad_(True)
+    wanted = [plain_row(engine, projection, loss) for loss in losses(model, batch)]
+    assert_equal_rows(found.rows, torch.stack(wanted))
+
+
+def test_a_model_that_flattens_examples_and_positions_is_refused_and_not_silently_wrong():
+    from transformers import OPTConfig, OPTForCausalLM
+
+    model = OPTForCausalLM(
+        OPTConfig(
+            vocab_size=50,
+            hidden_size=16,
+            word_embed_proj_dim=16,
+            ffn_dim=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=32,
+        )
+    )
+    engine = GradientEngine(model, TensorSketch(dim_per_block=16))
+    for num_windows in (1, 3):
+        batch = TokenBatch(
+            ids=torch.ones(num_windows, 8, dtype=torch.long),
+            example=torch.arange(num_windows),
+            position=torch.full((num_windows,), 5),
+        )
+        with pytest.raises(CoverageError, match="flattens or drops the example axis"):
+            engine.rows(batch, token_losses, batch.example)
+
+
 def test_an_input_without_an_example_axis_is_refused():
     class Flat(nn.Module):
         def __init__(self):
@@ -225,5 +265,5 @@ def test_an_input_without_an_example_axis_is_refused():
         def forward(self, x):
             return self.map(x.sum(0, keepdim=True)) * x
 
-    with pytest.raises(CoverageError, match="no example axis"):
+    with pytest.raises(CoverageError, match="saw 1 rows for 2 examples"):
         gradient_rows(Flat(), torch.ones(2, 3), lambda m, x: m(x).sum(1), projection=TensorSketch(dim_per_block=4))

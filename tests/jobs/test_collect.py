@@ -25,17 +25,12 @@ from quantascope.jobs.ray_session import RayOptions
 from quantascope.jobs.worker import collect_block
 from quantascope.storage import RowBlock, Run
 from quantascope.storage.local import LocalStore
+from tests.command_line import contents
 from tests.tiny import save_tiny
 
 pytestmark = pytest.mark.ray
 ONE, TWO = RayOptions(num_workers=1), RayOptions(num_workers=2)
 QUANTA = QuantaConfig(clusterer=AverageLinkage(num_quanta=6))
-
-
-def contents(root):
-    """Every file of a run that must be equal between equal runs: all but the log and the lock."""
-    files = [p for p in root.rglob("*") if p.is_file() and p.name != ".lock" and "log" not in p.parts]
-    return {p.relative_to(root): p.read_bytes() for p in files}
 
 
 def test_one_worker_and_two_give_the_same_bytes_and_the_same_quanta(tiny_run, tiny_collection, tmp_path):
