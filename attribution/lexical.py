@@ -10,9 +10,7 @@ _SATURATION = 1.2
 _LENGTH_WEIGHT = 0.75
 
 
-def bm25(
-    query: Int[np.ndarray, " token"], contexts: Sequence[Int[np.ndarray, " _"]]
-) -> Float[np.ndarray, " context"]:
+def bm25(query: Int[np.ndarray, " token"], contexts: Sequence[Int[np.ndarray, " _"]]) -> Float[np.ndarray, " context"]:
     """BM25 score of each context for the distinct tokens of the query; k₁ = 1.2, b = 0.75; zero if none is shared."""
     lengths = np.array([len(c) for c in contexts])
     tokens = np.concatenate([*contexts, np.zeros(0, np.int64)]).astype(np.int64)

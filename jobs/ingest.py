@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigurationError
+from ..errors import BadRowError, ConfigurationError
 from ..storage.documents import StoredDocument
 from ..storage.run import Run
-from .data import DataFingerprint, DataSource, DocumentReader, check_data, read_documents
+from .data import DataFingerprint, DataSource, DocumentReader, SkippedRow, check_data, read_documents
 from .progress import Listener, Stage, ignore
 from .tokens import tokenise
 
@@ -32,7 +32,7 @@ def ingest(
         reader = read_documents(source, tokenizer)
         fingerprint = DataFingerprint()
         stage = Stage(listener, "read documents", total=check_data(source).num_rows or 0, unit="documents")
-        documents = _stored(reader, tokenizer, fingerprint, keep_text=keep_text, vocab_size=vocab_size)
+        documents = _stored(source, reader, tokenizer, fingerprint, keep_text=keep_text, vocab_size=vocab_size)
         totals = run.documents.write(_shards(documents, stage), label_names=source.label_fields)
         if not totals.num_documents:
             raise ConfigurationError(
@@ -48,6 +48,7 @@ def ingest(
 
 
 def _stored(
+    source: DataSource,
     reader: DocumentReader,
     tokenizer: Any,  # noqa: ANN401
     fingerprint: DataFingerprint,
@@ -55,10 +56,18 @@ def _stored(
     keep_text: bool,
     vocab_size: int | None,
 ) -> Iterator[StoredDocument]:
-    for index, document in enumerate(reader):
-        tokens = tokenise(tokenizer, document, vocab_size=vocab_size)
+    index = 0
+    for document in reader:
+        try:
+            tokens = tokenise(tokenizer, document, vocab_size=vocab_size)
+        except BadRowError as error:
+            if source.bad_rows != "skip":
+                raise
+            reader.skipped.append(SkippedRow(row=document.row, source=document.source, reason=str(error)))
+            continue
+        index += 1
         yield StoredDocument(
-            index=index,
+            index=index - 1,
             row=document.row,
             source=document.source,
             user_id=document.user_id,

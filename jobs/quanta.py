@@ -24,7 +24,7 @@ from ..attribution.tracing import nearest_elsewhere
 from ..attribution.whitening import Whitener, WhiteningConfig
 from ..errors import ConfigurationError, RunMismatchError
 from ..storage.rowset import RowSet
-from ..storage.run import Run
+from ..storage.run import Run, require_name
 from .contexts import Contexts
 from .progress import Listener, Stage, ignore
 
@@ -113,6 +113,7 @@ def make_quanta(run: Run, config: QuantaConfig, *, listener: Listener = ignore) 
     Raises MissingDependencyError before any work if FAISS is missing or doubled.
     """
     require_faiss()
+    require_name(config.name)
     row_set = run.row_set(config.rows)
     source = row_set.fingerprint()
     stage = Stage(listener, "cluster", total=_STEPS, unit="steps")

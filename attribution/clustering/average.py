@@ -59,6 +59,8 @@ class AverageLinkage:
         """
         if len(rows) == 0:
             raise ConfigurationError("no rows to cluster; collect at least one valid row")
+        if self.num_quanta is not None and self.num_quanta > len(rows):
+            raise ConfigurationError(f"num_quanta is {self.num_quanta}, there are {len(rows)} rows: give at most that.")
         unit = unit_rows(rows)
         groups = self._groups(unit)
         num_groups = int(groups.max()) + 1
