@@ -4,7 +4,7 @@ BIN := .venv/bin
 TYPES := build/types
 ROOMS := attribution storage jobs api
 
-.PHONY: venv demo demo-quick test test-all lint types arrows bench docs wheel clean
+.PHONY: venv demo demo-quick test test-all lint types arrows web bench docs wheel clean
 
 venv: .venv/.installed
 
@@ -23,10 +23,10 @@ demo-quick: venv
 	rm -rf build/demo-quick
 	$(BIN)/quantascope demo --quick --out build/demo-quick --cache build/demo-quick-cache
 
-test: lint types arrows demo-quick
+test: lint types arrows web demo-quick
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: lint types arrows demo-quick
+test-all: lint types arrows web demo-quick
 	$(BIN)/python -m pytest
 
 lint: venv
@@ -45,6 +45,11 @@ types: $(TYPES)
 
 arrows: $(TYPES)
 	cd $(TYPES) && $(CURDIR)/$(BIN)/lint-imports --config $(CURDIR)/pyproject.toml --no-logo
+
+# What the report's bundle is built with; without npm the test that builds it again says so and is skipped.
+web:
+	@if command -v npm >/dev/null; then cd api/report/web && npm ci --silent --no-audit --no-fund; \
+	else echo "no npm here: the report's bundle is not built again"; fi
 
 bench: venv
 	$(BIN)/python benchmarks/collect.py --quick
