@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 TYPES := build/types
 ROOMS := attribution storage jobs api
+# Two processes of one thread each: much of the suite waits for Ray to start.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: venv demo demo-quick test test-all lint types arrows web bench docs wheel clean
 
@@ -24,10 +26,10 @@ demo-quick: venv
 	$(BIN)/quantascope demo --quick --out build/demo-quick --cache build/demo-quick-cache
 
 test: lint types arrows web demo-quick
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: lint types arrows web demo-quick
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: venv
 	$(BIN)/ruff check

@@ -149,7 +149,7 @@ def require_flags(words: list[str]) -> None:
         known = set()
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file(), words[1]
-        known = {"--quick", "--json"}
+        known = {"--quick", "--json", "--threads", "--seed", "--model"}
     else:
         return
     given = {word.split("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)}

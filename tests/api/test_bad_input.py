@@ -208,7 +208,7 @@ def test_an_unknown_value_says_what_is_accepted(refused_collect, changes, accept
 def test_clustering_that_cannot_work(refused, run_copy):
     before = contents(run_copy)
     message = refused(ConfigurationError, "cluster", run_copy, "--num-quanta", "201")
-    assert {"200", "201"} <= set(message.split())
+    assert "num_quanta is 201, there are 200 rows" in message
     refused(ConfigurationError, "cluster", run_copy, "--num-quanta", "0")
     refused(ConfigurationError, "cluster", run_copy, "--num-quanta", "3", "--min-cosine", "0.5")
     assert "none, half, full" in refused(ConfigurationError, "cluster", run_copy, "--whitening", "some")
