@@ -149,9 +149,3 @@ def refused(cli):
         return message
 
     return call
-
-
-def pytest_collection_modifyitems(items):
-    """Files with few, long tests first, so that two processes end at about the same time."""
-    long = ("tests/faults/", "tests/test_docs.py", "tests/jobs/test_ray_job.py", "tests/jobs/test_collect.py")
-    items.sort(key=lambda item: not item.nodeid.startswith(long))

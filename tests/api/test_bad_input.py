@@ -294,7 +294,6 @@ def test_a_disk_that_fills_while_documents_are_written(refused, collect_of, refe
     assert contents(tmp_path / "run") == {"manifest.json": contents(reference_run)["manifest.json"]}
 
 
-@pytest.mark.slow
 def test_a_disk_that_is_really_full_keeps_what_was_committed(
     ray_cluster, cli, refused, collect_of, reference_run, tmp_path
 ):
