@@ -127,6 +127,7 @@ def test_a_bad_row_is_named_by_its_number(refused, collect_of, tmp_path, bad, wh
     assert not (tmp_path / "run/documents/documents.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_a_bad_row_stopped_takes_the_flag_that_helps(ray_cluster, refused, collect_of, tmp_path):
     data = write_jsonl(tmp_path / "d.jsonl", [{"text": t, "kind": "k"} for t in ("one two", "")])
     refused(BadRowError, *collect_of(tmp_path / "run", dataset=data))
@@ -294,6 +295,7 @@ def test_a_disk_that_fills_while_documents_are_written(refused, collect_of, refe
     assert contents(tmp_path / "run") == {"manifest.json": contents(reference_run)["manifest.json"]}
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full_keeps_what_was_committed(
     ray_cluster, cli, refused, collect_of, reference_run, tmp_path
 ):
