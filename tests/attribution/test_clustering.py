@@ -138,13 +138,25 @@ def test_permuted_rows_give_the_same_partition():
 @pytest.mark.parametrize("whiten", [False, True])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_number_of_planted_quanta_is_found(whiten, seed):
-    rows, labels = planted(30, 100, 2, seed=seed)
+    rows, _ = planted(30, 100, 2, seed=seed)
     rows = Whitener.fit(rows).apply(rows) if whiten else rows
     result = AverageLinkage().cluster(rows)
     assert abs(int((result.sizes >= 5).sum()) - 20) <= 4
     assert abs(result.num_quanta - 30) <= 6
-    # whitening shortens the largest group's own direction, so that one cut for all may split it
-    assert adjusted_rand_score(labels, result.assignments) > (0.8 if whiten else 0.95)
+
+
+SPLIT = pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="0.852: whitening shortens the largest group's own direction, and one cut for all splits it",
+)
+
+
+@pytest.mark.parametrize(("whiten", "seed"), [(False, 0), (False, 1), pytest.param(True, 0, marks=SPLIT), (True, 1)])
+def test_planted_quanta_are_found_whole(whiten, seed):
+    rows, labels = planted(30, 100, 2, seed=seed)
+    rows = Whitener.fit(rows).apply(rows) if whiten else rows
+    assert adjusted_rand_score(labels, AverageLinkage().cluster(rows).assignments) > 0.95
 
 
 def test_three_hundred_planted_quanta_are_found():

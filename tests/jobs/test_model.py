@@ -115,6 +115,7 @@ def test_loading_leaves_logging_and_warnings_as_they_were(tiny_model_folder):
     try:
         for each in loggers:
             each.setLevel(logging.INFO)
+        transformers_logging.enable_progress_bar()  # whatever other tests of this process left behind
         before = state()
         load_model(source(tiny_model_folder))
         assert state() == before
