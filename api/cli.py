@@ -183,7 +183,7 @@ def collect(
         found = estimate(collection, options)
         _print(
             asdict(found),
-            f"at most {found.num_units:,} rows of {found.dim:,} numbers, {found.num_bytes / 1e6:,.1f} MB, "
+            f"about {found.num_units:,} rows of {found.dim:,} numbers, {found.num_bytes / 1e6:,.1f} MB, "
             f"about {found.seconds / 3600:,.2f} hours",
             as_json=as_json,
         )

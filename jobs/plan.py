@@ -28,7 +28,7 @@ class Estimate:
     """What a collection would cost."""
 
     num_units: int
-    """Rows; an upper bound where the losses have yet to decide."""
+    """Rows, about: as if every token-loss unit were selected, and documents filled their windows."""
     dim: int
     num_bytes: int
     seconds: float
