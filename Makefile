@@ -4,7 +4,7 @@ BIN := .venv/bin
 TYPES := build/types
 ROOMS := attribution storage jobs api
 # Two processes of one thread each: much of the suite waits for Ray to start.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: venv demo demo-quick test test-all lint types arrows web bench docs wheel clean
 

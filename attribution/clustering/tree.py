@@ -83,10 +83,15 @@ class Tree:
         return cls(merges=np.asarray(arrays["merges"]), leaf_counts=np.asarray(arrays["leaf_counts"]))
 
     @cached_property
+    def _sides(self) -> list[list[int]]:
+        """The two nodes of each merge, as numbers of Python: quick to walk through."""
+        return self.merges[:, :2].astype(np.int64).tolist()
+
+    @cached_property
     def _first_leaf(self) -> np.ndarray:
         """The lowest leaf under each node."""
         first = list(range(self.num_leaves))
-        for left, right in self.merges[:, :2].astype(np.int64).tolist():
+        for left, right in self._sides:
             first.append(min(first[left], first[right]))
         return np.array(first, dtype=np.int64)
 
@@ -94,9 +99,11 @@ class Tree:
         """The node that each leaf belongs to when `num_groups` are left."""
         if not 1 <= num_groups <= self.num_leaves:
             raise ConfigurationError(f"cannot cut {self.num_leaves} leaves into {num_groups} groups")
-        node = np.arange(self.num_leaves + len(self.merges))
+        num_leaves = self.num_leaves
+        made = self._sides[: num_leaves - num_groups]
+        node = list(range(num_leaves + len(made)))
         # from the last merge made down to the first, a child's node is its parent's
-        for merge in range(self.num_leaves - num_groups - 1, -1, -1):
-            left, right = self.merges[merge, :2].astype(np.int64)
-            node[left] = node[right] = node[self.num_leaves + merge]
-        return node[: self.num_leaves]
+        for merge in range(len(made) - 1, -1, -1):
+            left, right = made[merge]
+            node[left] = node[right] = node[num_leaves + merge]
+        return np.array(node[:num_leaves], dtype=np.int64)

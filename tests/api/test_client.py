@@ -140,7 +140,7 @@ def test_saved_traces_come_back_until_the_quanta_change(run_copy, seen):
     assert connect(run_copy).traces() == []
 
 
-def test_the_checkpoint_may_have_moved_but_must_be_the_same(reference_run, run_copy, tmp_path, seen, tiny_model_folder):
+def test_the_checkpoint_may_have_moved_but_must_be_the_same(run_copy, tmp_path, seen, tiny_model_folder):
     unit, prompt = seen
     client = connect(run_copy)
     client.use_model(str(shutil.copytree(tiny_model_folder, tmp_path / "moved")))

@@ -108,7 +108,7 @@ def require_interrupted(process, err, run, temporary):
 
 
 def test_killed_then_terminated_a_collection_goes_on_to_the_same_bytes(
-    start, temporary, cli, collect_flags, reference_run, tmp_path
+    ray_cluster, start, temporary, cli, collect_flags, reference_run, tmp_path
 ):
     run = tmp_path / "run"
     process = start(run)
