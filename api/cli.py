@@ -71,7 +71,9 @@ def collect(
     model: Annotated[str, typer.Option(help="Model folder or hub id.")],
     dataset: Annotated[str, typer.Option(help="Saved data set, hub id, JSONL, Parquet, CSV, or folder of text files.")],
     out: Annotated[str, typer.Option(help="Folder of the run; made if there is none, gone on with if there is.")],
-    unit: Annotated[str, typer.Option(help="What gets a row: token-loss or window.")] = "token-loss",
+    unit: Annotated[
+        str, typer.Option(help="What gets a row: token-loss, window, document, span, token-contribution or group.")
+    ] = "token-loss",
     name: Annotated[str | None, typer.Option(help="Name of the row set; the default is the unit.")] = None,
     revision: Annotated[str | None, typer.Option(help="Model's branch, tag or commit on the hub.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
@@ -92,6 +94,8 @@ def collect(
     max_documents: Annotated[int | None, typer.Option(help="Read at most this many documents.")] = None,
     no_text: Annotated[bool, typer.Option("--no-text", help="Leave the text out of the run.")] = False,
     window_tokens: Annotated[int | None, typer.Option(help="Window length; the default is the context.")] = None,
+    loss_reduction: Annotated[str, typer.Option(help="A unit's loss is the mean or the sum of its tokens'.")] = "mean",
+    group_by: Annotated[str | None, typer.Option(help="Label whose values are the groups of --unit group.")] = None,
     max_loss: Annotated[float, typer.Option(help="Token-loss units have a loss below this, in nats.")] = 0.1,
     max_units: Annotated[int | None, typer.Option(help="Keep at most this many units.")] = None,
     max_per_window: Annotated[int | None, typer.Option(help="Keep at most this many units of a window.")] = None,
@@ -99,7 +103,10 @@ def collect(
     projection: Annotated[str, typer.Option(help="tensor-sketch, two-sided or none.")] = "tensor-sketch",
     dim: Annotated[int, typer.Option(help="Numbers per row, shared by the model's blocks.")] = 4096,
     seed: Annotated[int, typer.Option(help="Seed of the projection.")] = 0,
-    blocks: Annotated[str, typer.Option(help="paper (linear maps but the head) or linear (all).")] = "paper",
+    shares: Annotated[str, typer.Option(help="How blocks share --dim: energy, size or equal.")] = "energy",
+    blocks: Annotated[
+        str, typer.Option(help="paper, linear, all, kinds, patterns of names, last:N; joined by commas.")
+    ] = "paper",
     require_coverage: Annotated[
         bool, typer.Option("--require-coverage", help="Refuse models with parameters that get no rows.")
     ] = False,
@@ -121,7 +128,7 @@ def collect(
     from ..jobs.collect import Collection
     from ..jobs.collect import collect as run_collection
     from ..jobs.collect import dry_run as estimate
-    from ..jobs.config import RowConfig, SelectionConfig, SetConfig
+    from ..jobs.config import REDUCTIONS, UNIT_TYPES, RowConfig, SelectionConfig, SetConfig
     from ..jobs.data import DataSource
     from ..jobs.model import ModelSource
     from ..jobs.ray_session import RayOptions
@@ -153,8 +160,10 @@ def collect(
         ),
         config=SetConfig(
             selection=SelectionConfig(
-                unit_type=_one_of("--unit", unit, "token-loss", "window"),
+                unit_type=_one_of("--unit", unit, *UNIT_TYPES),
                 window_tokens=window_tokens,
+                loss_reduction=_one_of("--loss-reduction", loss_reduction, *REDUCTIONS),
+                group_by=group_by,
                 max_loss=max_loss,
                 max_units=max_units,
                 max_per_window=max_per_window,
@@ -164,7 +173,8 @@ def collect(
                 projection=projection,
                 dim=dim,
                 seed=seed,
-                blocks=_one_of("--blocks", blocks, "paper", "linear"),
+                shares=_one_of("--shares", shares, "energy", "size", "equal"),
+                blocks=blocks,
                 require_coverage=require_coverage,
                 rows_per_block=rows_per_block,
                 batch_tokens=batch_tokens,
@@ -193,7 +203,7 @@ def collect(
     _print(
         asdict(done),
         f"{done.num_units:,} rows of {done.dim:,} numbers in {out} ({collection.set_name}); {done.refused} refused, "
-        f"{done.zero} zero; {done.rows_here:,} collected now in {done.seconds:,.1f} s",
+        f"{done.zero} zero, {done.cut} cut; {done.rows_here:,} collected now in {done.seconds:,.1f} s",
         as_json=as_json,
     )
 

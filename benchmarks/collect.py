@@ -1,46 +1,55 @@
 """Seconds of gradient rows over seconds of the floor: a forward pass and the backward pass through activations.
 
-Everything is measured interleaved, in one process, on the same model and batch; ratios are medians over rounds.
-GPT-NeoX of random weights, 512 wide, 6 layers, vocabulary 8,192 (quick: 192 wide, 4 layers, vocabulary 4,096).
+All that is compared runs interleaved, in one process, on the same model and batch; ratios are medians over rounds of
+one round's pair. Models have random weights. GPT-NeoX 512 wide with 6 layers is the one that bars hold for (quick: 192
+wide, 4 layers); Mixtral and Mamba stand for experts and state spaces; `--widths` adds others, without bars.
 """
 
+import argparse
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from models import mamba, mixtral, neox
+from peers import bergson_rows
 from result import Bar, arguments, finish
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from torch.func import functional_call, grad, vmap
+from transformers import PreTrainedModel
 
+from quantascope.attribution.blocks import find_blocks
 from quantascope.attribution.engine import GradientEngine
 from quantascope.attribution.losses import TokenBatch, mean_losses, token_losses
-from quantascope.attribution.projection import TensorSketch, TwoSided
+from quantascope.attribution.projection import Projection, TensorSketch, TwoSided
 from quantascope.attribution.schedule import schedule_tokens
 
+PROJECTIONS: dict[str, Projection] = {
+    "two-sided": TwoSided(dim_per_block=256),
+    "tensor sketch": TensorSketch(dim_per_block=256),
+}
+Work = dict[str, Callable[[], object]]
 
-def make_model(quick: bool, seed: int) -> GPTNeoXForCausalLM:
-    torch.manual_seed(seed)
-    width, layers, vocabulary = (192, 4, 4096) if quick else (512, 6, 8192)
-    config = GPTNeoXConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        intermediate_size=4 * width,
-        max_position_embeddings=256,
-        attention_dropout=0.0,
-        hidden_dropout=0.0,
+
+def window_batch(model: PreTrainedModel, num_windows: int, length: int, seed: int = 0) -> TokenBatch:
+    ids = torch.randint(
+        0, model.config.vocab_size, (num_windows, length), generator=torch.Generator().manual_seed(seed)
     )
-    return GPTNeoXForCausalLM(config).eval().requires_grad_(False)
-
-
-def window_batch(model: GPTNeoXForCausalLM, num_windows: int, length: int) -> TokenBatch:
-    ids = torch.randint(0, model.config.vocab_size, (num_windows, length))
     example, position = torch.meshgrid(torch.arange(num_windows), torch.arange(1, length), indexing="ij")
     return TokenBatch(ids=ids, example=example.flatten(), position=position.flatten())
 
 
-def floor(model: GPTNeoXForCausalLM, batch: TokenBatch) -> None:
+def engine_for(model: PreTrainedModel, projection: Projection, choice: str) -> GradientEngine[TokenBatch]:
+    engine = GradientEngine[TokenBatch](model, projection, find_blocks(model, choice).blocks)
+    engine.prove(window_batch(model, 3, 5), mean_losses, num_examples=3)
+    return engine
+
+
+def floor(model: PreTrainedModel, batch: TokenBatch) -> None:
     """Forward, and backward through activations down to the first layer's input; no weight has a gradient."""
     inputs = model.get_input_embeddings()(batch.ids).requires_grad_()
     logits = model(inputs_embeds=inputs, use_cache=False).logits[batch.example, batch.position - 1]
@@ -48,57 +57,93 @@ def floor(model: GPTNeoXForCausalLM, batch: TokenBatch) -> None:
     torch.autograd.grad(loss, inputs)
 
 
-def token_rows(engine: GradientEngine[TokenBatch], ids: torch.Tensor, position: np.ndarray, per_window: int) -> None:
+def training_step(model: PreTrainedModel, batch: TokenBatch) -> None:
+    """Forward and full backward, every weight with a gradient."""
+    model.requires_grad_(True)
+    torch.autograd.grad(mean_losses(model, batch).mean(), list(model.parameters()))
+    model.requires_grad_(False)
+
+
+def vmapped_gradients(model: PreTrainedModel, batch: TokenBatch) -> object:
+    """torch.func's per-example gradients, unprojected: all weights of all examples at once."""
+    weights = dict(model.named_parameters())
+
+    def loss(weights: dict[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
+        logits = functional_call(model, weights, (ids[None],), {"use_cache": False}).logits[0]
+        return torch.nn.functional.cross_entropy(logits[:-1], ids[1:])
+
+    return vmap(grad(loss), in_dims=(None, 0))(weights, batch.ids)
+
+
+def window_work(model: PreTrainedModel, batch: TokenBatch, *, peers: bool) -> Work:
+    num, length = batch.ids.shape
+    work: Work = {
+        "floor": partial(floor, model, batch),
+        "forward alone": lambda: model(input_ids=batch.ids, use_cache=False),
+    }
+    for name, projection in PROJECTIONS.items():
+        for choice in ("paper", "all"):
+            engine = engine_for(model, projection, choice)
+            work[f"windows, {choice} blocks, {name}"] = partial(engine.rows, batch, mean_losses, num_examples=num)
+            if choice == "paper" and peers:
+                work[f"contributions, {name}"] = partial(
+                    engine.contributions, batch, mean_losses, num_examples=num, num_positions=length
+                )
+    if peers:
+        work["training step"] = partial(training_step, model, batch)
+        work["torch.func vmap(grad)"] = partial(vmapped_gradients, model, batch)
+        if peer := bergson_rows(model, batch, side=16):
+            work["bergson, 16 × 16"] = peer
+    return work
+
+
+def token_rows(engine: GradientEngine[TokenBatch], ids: torch.Tensor, position: np.ndarray, batch_tokens: int) -> None:
+    per_window = len(position) // len(ids)
     window = np.repeat(np.arange(len(ids)), per_window)
-    for batch in schedule_tokens(window, position, batch_tokens=512):
+    for batch in schedule_tokens(window, position, batch_tokens=batch_tokens):
         tokens = TokenBatch(
             ids=ids[torch.from_numpy(batch.window)][:, : batch.length],
             example=torch.from_numpy(batch.example),
             position=torch.from_numpy(position[batch.unit]),
         )
-        engine.rows(tokens, token_losses, tokens.example)
+        engine.rows(tokens, token_losses, tokens.example, num_examples=len(batch.window))
 
 
-def token_loop(model: GPTNeoXForCausalLM, ids: torch.Tensor, position: np.ndarray, per_window: int) -> None:
-    """The floor of token rows without sharing: one forward and one backward over the positions up to each token."""
-    for window, place in zip(np.repeat(np.arange(len(ids)), per_window), position, strict=True):
-        batch = TokenBatch(
-            ids=ids[window : window + 1, : place + 1],
-            example=torch.zeros(1, dtype=torch.long),
-            position=torch.tensor([place]),
+def one_by_one(ids: torch.Tensor, position: np.ndarray, run: Callable[[TokenBatch], object]) -> None:
+    """Each token by itself: one forward and one backward over the positions up to it."""
+    windows = np.repeat(np.arange(len(ids)), len(position) // len(ids))
+    for window, place in zip(windows, position, strict=True):
+        run(
+            TokenBatch(
+                ids=ids[window : window + 1, : place + 1],
+                example=torch.zeros(1, dtype=torch.long),
+                position=torch.tensor([place]),
+            )
         )
-        floor(model, batch)
 
 
-def main() -> None:
-    options = arguments(__doc__ or "").parse_args()
-    torch.set_num_threads(options.threads)
-    model = make_model(options.quick, options.seed)
-    engines = {
-        "two-sided, side 16": GradientEngine[TokenBatch](model, TwoSided(side=16)),
-        "tensor sketch, m 256": GradientEngine[TokenBatch](model, TensorSketch(dim_per_block=256)),
-    }
-    batch = window_batch(model, 4, 256)
-    per_window = 8
-    position = np.sort(np.random.default_rng(options.seed).integers(16, 256, (4, per_window)), axis=1).flatten()
-    work: dict[str, Callable[[], object]] = {
-        "floor, windows": lambda: floor(model, batch),
-        "forward alone": lambda: model(input_ids=batch.ids, use_cache=False),
-    }
-    for name, engine in engines.items():
-        work[f"windows, {name}"] = lambda e=engine: e.rows(batch, mean_losses)
-        work[f"tokens, {name}"] = lambda e=engine: token_rows(e, batch.ids, position, per_window)
-    work["floor, tokens"] = lambda: token_loop(model, batch.ids, position, per_window)
+def token_work(model: PreTrainedModel, batch: TokenBatch, seed: int, per_window: int = 8) -> Work:
+    length = batch.ids.shape[1]
+    shape = (len(batch.ids), per_window)
+    position = np.sort(np.random.default_rng(seed).integers(16, length, shape), axis=1).flatten()
+    work: Work = {"token floor": lambda: one_by_one(batch.ids, position, partial(floor, model))}
+    for name, projection in PROJECTIONS.items():
+        engine = engine_for(model, projection, "paper")
+        work[f"tokens, {name}"] = partial(token_rows, engine, batch.ids, position, 1024)
+    work["tokens one by one, with weights"] = lambda: one_by_one(batch.ids, position, partial(training_step, model))
+    return work
+
+
+def timed(work: Work, over: str, rounds: int) -> list[dict[str, Any]]:
     seconds: dict[str, list[float]] = {name: [] for name in work}
-    for number in range(1 + (7 if options.quick else 15)):
+    for number in range(rounds + 1):
         for name, run in work.items():
             start = time.perf_counter()
             run()
             if number:
                 seconds[name].append(time.perf_counter() - start)
-    rows, bars = [], []
+    rows = []
     for name, values in seconds.items():
-        over = "floor, tokens" if "tokens" in name else "floor, windows"
         ratios = np.array(values) / np.array(seconds[over])
         low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
         rows.append(
@@ -109,11 +154,98 @@ def main() -> None:
                 "quartiles": f"{low:.2f} to {high:.2f}",
             }
         )
-        if name.startswith("windows"):
-            bars.append(Bar(name=f"{name} over the floor", value=float(middle), limit=1.15, holds=bool(middle <= 1.15)))
-        if name.startswith("tokens"):
-            bars.append(Bar(name=f"{name} over the floor", value=float(middle), limit=1.15, holds=bool(middle <= 1.15)))
-    finish("collect", ["what", "seconds", "over its floor", "quartiles"], rows, bars, options)
+    return rows
+
+
+def peak_bytes(kind: str, options: argparse.Namespace) -> int:
+    """What a process of its own needs at most, beyond what it has once the model stands."""
+    command = [sys.executable, __file__, "--memory-of", kind, "--threads", str(options.threads)]
+    command += ["--quick"] if options.quick else []
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def measure_memory(kind: str, quick: bool) -> None:
+    model = neox(192, 4, 4096) if quick else neox(512, 6, 8192)
+    batch = window_batch(model, 4, 256)
+    run: Callable[[], object] = partial(floor, model, batch)
+    if kind != "floor":
+        engine = engine_for(model, PROJECTIONS[kind], "paper")
+        run = partial(engine.rows, batch, mean_losses, num_examples=4)
+    floor(model, window_batch(model, 1, 8))  # libraries' own buffers
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(3):
+        run()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--rounds", type=int, default=None, help="15, or 5 with --quick")
+    parser.add_argument("--widths", action="store_true", help="other widths and lengths too")
+    parser.add_argument("--memory-of", help="print the peak memory of one kind of work, and nothing else")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    if options.memory_of:
+        measure_memory(options.memory_of, options.quick)
+        return
+    rounds = options.rounds or (5 if options.quick else 15)
+    model = neox(192, 4, 4096) if options.quick else neox(512, 6, 8192)
+    batch = window_batch(model, 4, 256, options.seed)
+    rows = [r | {"model": "GPT-NeoX"} for r in timed(window_work(model, batch, peers=True), "floor", rounds)]
+    rows += [
+        r | {"model": "GPT-NeoX"}
+        for r in timed(token_work(model, batch, options.seed), "token floor", max(3, rounds // 3))
+    ]
+    for name, other in (("Mixtral", mixtral(options.quick)), ("Mamba", mamba(options.quick))):
+        small = window_batch(other, 4, 128, options.seed)
+        rows += [r | {"model": name} for r in timed(window_work(other, small, peers=False), "floor", rounds)]
+    if options.widths:
+        for width, length in ((128, 256), (1024, 256), (512, 64), (512, 1024), (512, 2048)):
+            other = neox(width, 6 if width < 1024 else 3, 8192, context=max(length, 256))
+            shape = window_batch(other, max(1, 1024 // length), length, options.seed)
+            label = f"GPT-NeoX {width} wide, {length} long"
+            rows += [r | {"model": label} for r in timed(window_work(other, shape, peers=False), "floor", 5)]
+    memory = {kind: peak_bytes(kind, options) for kind in ("floor", *PROJECTIONS)}
+    for kind, value in memory.items():
+        rows.append(
+            {
+                "model": "GPT-NeoX",
+                "what": f"peak MB, {kind}",
+                "over its floor": value / memory["floor"],
+                "MB": value / 1e6,
+            }
+        )
+    finish("collect", ["model", "what", "seconds", "over its floor", "quartiles"], rows, bars(rows), options)
+
+
+def bars(rows: list[dict[str, Any]]) -> list[Bar]:
+    """Each figure that was asked for, by model and name."""
+    found = []
+
+    def bar(model: str, what: str, limit: float, about: str = "") -> None:
+        value = next(r["over its floor"] for r in rows if r["model"] == model and r["what"] == what)
+        found.append(Bar(name=f"{about}{model}: {what}", value=value, limit=limit, holds=value <= limit))
+
+    for name in PROJECTIONS:
+        bar("GPT-NeoX", f"windows, paper blocks, {name}", 1.05)
+        bar("GPT-NeoX", f"contributions, {name}", 1.05)
+        bar("GPT-NeoX", f"windows, all blocks, {name}", 1.15)
+        bar("GPT-NeoX", f"tokens, {name}", 1.15)
+        bar("GPT-NeoX", f"peak MB, {name}", 1.15)
+        bar("Mixtral", f"windows, all blocks, {name}", 1.15)
+        bar("Mamba", f"windows, all blocks, {name}", 1.3)
+    peer = next((r["over its floor"] for r in rows if r["what"].startswith("bergson")), None)
+    for name in PROJECTIONS if peer is not None else ():
+        bar("GPT-NeoX", f"windows, paper blocks, {name}", peer, "below bergson's: ")
+    token = {r["what"]: r["seconds"] for r in rows if r["what"].startswith("tokens")}
+    for name in PROJECTIONS:
+        speed = token["tokens one by one, with weights"] / token[f"tokens, {name}"]
+        found.append(
+            Bar(name=f"tokens, {name}: times the per-token loop's speed", value=-speed, limit=-3, holds=speed >= 3)
+        )
+    return found
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ The driver owns the plan and hands out blocks; Ray actors hold the model and com
 travels. A worker's death costs its block, the driver's costs nothing that was committed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,9 +24,7 @@ from .plan import Estimate, estimate, make_plan, require_space, unit_bytes
 from .pool import WorkerPool
 from .progress import Listener, Stage, ignore
 from .ray_session import RayOptions, ray_session, require_token
-from .select import select_tokens, select_windows
-
-Scan = Callable[[list[np.ndarray]], list[pa.Table]]
+from .select import Scan, select_units
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +42,12 @@ class Collection:
 
     def __post_init__(self) -> None:
         require_name(self.set_name)
+        label = self.config.selection.group_by
+        if label is not None and label not in self.data.label_fields:
+            raise ConfigurationError(
+                f"--group-by is {label!r}; the labels kept are {', '.join(self.data.label_fields) or '(none)'}. "
+                f"Add --label {label}."
+            )
 
     @property
     def set_name(self) -> str:
@@ -59,6 +63,8 @@ class Collected:
     dim: int
     zero: int
     refused: int
+    cut: int
+    """Documents and spans that were longer than what a unit reads."""
     rows_here: int
     """Rows that this process collected; the others were committed before."""
     tokens_here: int
@@ -76,7 +82,7 @@ def collect(collection: Collection, ray_options: RayOptions, *, listener: Listen
     check_model(collection.model)
     check_data(collection.data)
     loaded = load_model(collection.model)
-    plan = make_plan(collection.config, loaded)
+    plan = make_plan(collection.config, loaded, _earlier_plan(collection))
     with _open(collection, loaded) as run:
         row_set = run.new_row_set(collection.set_name)
         _require_same_plan(row_set, plan)
@@ -109,8 +115,9 @@ def dry_run(collection: Collection, ray_options: RayOptions) -> Estimate:
     facts = check_data(collection.data)
     loaded = load_model(collection.model)
     if Run.exists(collection.out):
+        plan = make_plan(collection.config, loaded, _earlier_plan(collection))
         with _open(collection, loaded) as run:
-            _require_same_plan(run.new_row_set(collection.set_name), make_plan(collection.config, loaded))
+            _require_same_plan(run.new_row_set(collection.set_name), plan)
     num_workers = ray_options.num_workers or max(1, (os.cpu_count() or 1) // ray_options.threads_per_worker)
     result = estimate(
         collection.config,
@@ -122,6 +129,14 @@ def dry_run(collection: Collection, ray_options: RayOptions) -> Estimate:
 
     require_space(result.num_bytes, LocalStore(collection.out).free_bytes(), collection.out)
     return result
+
+
+def _earlier_plan(collection: Collection) -> dict[str, Any] | None:
+    """The row set's plan, if the run has it."""
+    if not Run.exists(collection.out):
+        return None
+    row_set = Run.open(collection.out).new_row_set(collection.set_name)
+    return row_set.plan if row_set.planned else None
 
 
 @contextmanager
@@ -166,10 +181,7 @@ def _pool(collection: Collection, run: Run, options: RayOptions, num_workers: in
 
 def _select(run: Run, config: SetConfig, plan: dict[str, Any], scan: Scan) -> pa.Table:
     """The units, and room for their rows; NoSpaceError before any row is computed."""
-    if config.selection.unit_type == "window":
-        selection = select_windows(run, config.selection, plan["window_tokens"])
-    else:
-        selection = select_tokens(run, config.selection, plan["window_tokens"], scan)
+    selection = select_units(run, config.selection, plan["window_tokens"], scan)
     require_space(len(selection) * unit_bytes(plan), run.store.free_bytes(), str(run.store.root))
     return selection
 
@@ -211,10 +223,16 @@ def _collected(row_set: RowSet, *, rows_here: int, tokens_here: int, seconds: fl
         dim=int(row_set.plan["dim"]),
         zero=sum(r["zero"] for r in records),
         refused=sum(r["refused"] for r in records),
+        cut=_num_cut(row_set),
         rows_here=rows_here,
         tokens_here=tokens_here,
         seconds=seconds,
     )
+
+
+def _num_cut(row_set: RowSet) -> int:
+    selection = row_set.selection()
+    return int((np.asarray(selection["cut_tokens"]) > 0).sum()) if "cut_tokens" in selection.column_names else 0
 
 
 def _count_tokens(source: DataSource, loaded: LoadedModel, size_bytes: int | None) -> int:

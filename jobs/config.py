@@ -1,14 +1,15 @@
 """What a collection is asked to do: units, selection, projection, plan. Checked as soon as it is made."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..errors import ConfigurationError
 
-UnitType = Literal["token-loss", "window"]
-UNIT_TYPES = ("token-loss", "window")
+UnitType = Literal["token-loss", "window", "document", "span", "token-contribution", "group"]
+UNIT_TYPES: tuple[UnitType, ...] = get_args(UnitType)
+REDUCTIONS = ("mean", "sum")
 PROJECTIONS = ("tensor-sketch", "two-sided", "none")
-BLOCKS = ("paper", "linear")
+SHARES = ("energy", "size", "equal")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,21 +17,40 @@ class SelectionConfig:
     """Which units get rows."""
 
     unit_type: UnitType = "token-loss"
-    """token-loss: the gradient of one token's own loss; window: of a window's mean loss."""
+    """What one gradient is of:
+    token-loss: one token's own loss;
+    window: a window's loss;
+    document: a document's, cut at `window_tokens`;
+    span: that of one completion of a document (a chat's answer);
+    token-contribution: one position's share of its window's, with one unit more per window for the rest;
+    group: that of all windows whose documents share the value of a label."""
     window_tokens: int | None = None
-    """Documents are cut into windows of this many tokens; None takes the model's context, at most 1,024."""
+    """Documents are cut into windows of this many tokens; None takes the model's context, at most 1,024. For document
+    and span: how many tokens a unit reads at most; None takes the model's context."""
+    loss_reduction: Literal["mean", "sum"] = "mean"
+    """Whether a unit's loss is the mean or the sum of its tokens'; no matter for token-loss."""
+    group_by: str | None = None
+    """The label whose values make the groups; for unit group alone."""
     max_loss: float = 0.1
     """Token-loss units have a loss below this, in nats (exclusive); the paper's threshold."""
     max_units: int | None = None
-    """Keep at most this many units, evenly spaced over the data; None keeps all."""
+    """Keep at most this many units, evenly spaced over the data; None keeps all. Of token-contribution units, whole
+    windows are kept."""
     max_per_window: int | None = None
-    """Keep at most this many token-loss units of one window, evenly spaced."""
+    """Keep at most this many token-loss or token-contribution units of one window, evenly spaced."""
     scan_tokens: int | None = None
-    """Look for token-loss units in about this many tokens, evenly spaced over the data; None looks at all."""
+    """Look for token-loss, token-contribution and group units in about this many tokens, evenly spaced over the data;
+    None looks at all."""
 
     def __post_init__(self) -> None:
         if self.unit_type not in UNIT_TYPES:
             raise ConfigurationError(f"--unit is {self.unit_type!r}; accepted are {', '.join(UNIT_TYPES)}.")
+        if self.loss_reduction not in REDUCTIONS:
+            raise ConfigurationError(
+                f"--loss-reduction is {self.loss_reduction!r}; accepted are {', '.join(REDUCTIONS)}."
+            )
+        if (self.unit_type == "group") != (self.group_by is not None):
+            raise ConfigurationError("--unit group and --group-by LABEL go together: give both or neither.")
         for name in ("max_units", "max_per_window", "scan_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -47,11 +67,14 @@ class RowConfig:
 
     projection: str = "tensor-sketch"
     dim: int = 4096
-    """Numbers per row, shared equally by the blocks (rounded down); not used by projection none."""
+    """Numbers per row at most; not used by projection none."""
+    shares: Literal["energy", "size", "equal"] = "energy"
+    """How blocks share them: by their part of a gradient's squared norm (on text that the model writes itself), by
+    their number of parameters, or equally."""
     seed: int = 0
     """Seed of the projection."""
-    blocks: Literal["paper", "linear"] = "paper"
-    """paper: all linear maps but embeddings and output head; linear: the output head too."""
+    blocks: str = "paper"
+    """paper (all but embeddings, output head and norms), linear, all, kinds, patterns, last:N; joined by commas."""
     require_coverage: bool = False
     """Refuse models with parameters that get no rows and are not left out by choice."""
     rows_per_block: int | None = None
@@ -64,8 +87,8 @@ class RowConfig:
     def __post_init__(self) -> None:
         if self.projection not in PROJECTIONS:
             raise ConfigurationError(f"--projection is {self.projection!r}; accepted are {', '.join(PROJECTIONS)}.")
-        if self.blocks not in BLOCKS:
-            raise ConfigurationError(f"--blocks is {self.blocks!r}; accepted are {', '.join(BLOCKS)}.")
+        if self.shares not in SHARES:
+            raise ConfigurationError(f"--shares is {self.shares!r}; accepted are {', '.join(SHARES)}.")
         for name in ("dim", "rows_per_block", "batch_tokens", "threads_per_worker"):
             value = getattr(self, name)
             if value is not None and value < 1:

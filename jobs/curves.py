@@ -18,7 +18,7 @@ from .model import LoadedModel, ModelSource, check_model, load_model
 from .pool import WorkerPool
 from .progress import Listener, Stage, ignore
 from .ray_session import RayOptions, ray_session
-from .worker import batch_ids
+from .unit_rows import batch_ids
 
 _BATCH_WINDOWS = 8
 

@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..attribution.blocks import Coverage, find_blocks
+from ..attribution.blocks import Block, Coverage, find_blocks
+from ..attribution.energy import energy_shares
 from ..attribution.engine import GradientEngine
 from ..attribution.losses import TokenBatch, token_losses
-from ..attribution.projection import Projection, TensorSketch, TwoSided
+from ..attribution.projection import Identity, Projection, TensorSketch, TwoSided
+from ..attribution.projection.describe import from_description
+from ..attribution.projection.split import split_dim
 from ..errors import ConfigurationError, NoSpaceError
-from .config import RowConfig, SetConfig
+from .config import RowConfig, SelectionConfig, SetConfig, UnitType
 from .model import LoadedModel
 
 _CHUNK_BYTES = 16_000_000
@@ -28,7 +31,8 @@ class Estimate:
     """What a collection would cost."""
 
     num_units: int
-    """Rows, about: as if every token-loss unit were selected, and documents filled their windows."""
+    """Rows, about: as if every token-loss unit were selected, documents filled their windows, and every document (or
+    group) had as many tokens as a window."""
     dim: int
     num_bytes: int
     seconds: float
@@ -40,7 +44,8 @@ def window_tokens(config: SetConfig, loaded: LoadedModel) -> int:
     context = loaded.facts.context_tokens
     wanted = config.selection.window_tokens
     if wanted is None:
-        return min(context or 1024, 1024)
+        reads_whole = config.selection.unit_type in ("document", "span")
+        return context or 1024 if reads_whole else min(context or 1024, 1024)
     if context is not None and wanted > context:
         raise ConfigurationError(
             f"--window-tokens is {wanted}, the model's context is {context} tokens: give at most that."
@@ -48,34 +53,46 @@ def window_tokens(config: SetConfig, loaded: LoadedModel) -> int:
     return wanted
 
 
-def make_projection(config: RowConfig, num_blocks: int) -> Projection:
+def make_projection(config: RowConfig, loaded: LoadedModel, blocks: tuple[Block, ...]) -> Projection:
     """The projection that the configuration names; ConfigurationError if there are too few numbers for the blocks."""
     if config.projection == "none":
-        return TwoSided.full()
-    each = config.dim // num_blocks
-    if each < 2:
-        raise ConfigurationError(
-            f"--dim {config.dim} leaves {each} numbers for each of the model's {num_blocks} blocks; "
-            f"give at least {2 * num_blocks}, better {64 * num_blocks}."
-        )
+        return Identity()
+    sizes = [b.numel for b in blocks]
+    if config.shares == "energy":
+        shares = energy_shares(loaded.model, blocks, vocab_size=loaded.model.config.vocab_size)
+    else:
+        shares = np.array(sizes if config.shares == "size" else np.ones(len(sizes)), np.float64)
+    dims = split_dim(config.dim, shares, sizes)
     if config.projection == "two-sided":
-        return TwoSided(side=int(each**0.5), seed=config.seed)
-    return TensorSketch(dim_per_block=each, seed=config.seed)
+        return TwoSided(dim_per_block=dims, seed=config.seed)
+    return TensorSketch(dim_per_block=dims, seed=config.seed)
 
 
-def make_engine(config: RowConfig, loaded: LoadedModel) -> tuple[GradientEngine[TokenBatch], Projection, Coverage]:
-    """The engine for a model under the configuration."""
+def make_engine(
+    config: RowConfig, loaded: LoadedModel, planned: dict[str, Any] | None = None
+) -> tuple[GradientEngine[TokenBatch], Projection, Coverage]:
+    """The engine for a model under the configuration, proved on a tiny batch.
+
+    `planned` is the projection's description in an existing plan, which is then taken as it stands.
+    """
     coverage = find_blocks(loaded.model, config.blocks)
     if config.require_coverage:
         coverage.require()
-    projection = make_projection(config, len(coverage.blocks))
-    return GradientEngine(loaded.model, projection, coverage.blocks), projection, coverage
+    projection = from_description(planned) if planned else make_projection(config, loaded, coverage.blocks)
+    engine = GradientEngine[TokenBatch](loaded.model, projection, coverage.blocks)
+    _prove(engine, loaded)
+    return engine, projection, coverage
 
 
-def make_plan(config: SetConfig, loaded: LoadedModel) -> dict[str, Any]:
-    """The plan as set.json keeps it, without the units: everything that decides the bytes of the rows."""
-    engine, projection, coverage = make_engine(config.rows, loaded)
-    _probe(engine)
+def make_plan(config: SetConfig, loaded: LoadedModel, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The plan as set.json keeps it, without the units: everything that decides the bytes of the rows.
+
+    `before` is an earlier plan of the same row set: where it was asked for with the same words, of the same weights,
+    its projection stands, whatever this machine would have measured.
+    """
+    request = {name: getattr(config.rows, name) for name in ("projection", "dim", "shares", "seed", "blocks")}
+    same = before and before["request"] == request and before["model"]["fingerprint"] == loaded.fingerprint
+    engine, projection, coverage = make_engine(config.rows, loaded, before["projection"] if before and same else None)
     device = torch.device(loaded.model.device).type
     length = window_tokens(config, loaded)
     return {
@@ -88,28 +105,31 @@ def make_plan(config: SetConfig, loaded: LoadedModel) -> dict[str, Any]:
             "num_parameters": sum(p.numel() for p in loaded.model.parameters()),
             "dtype": str(loaded.model.dtype).removeprefix("torch."),
         },
-        "loss": "cross-entropy, nats" if config.selection.unit_type == "token-loss" else "mean cross-entropy, nats",
+        "loss": _loss_name(config.selection),
         "selection": config.describe()["selection"],
-        "request": {"projection": config.rows.projection, "dim": config.rows.dim, "blocks": config.rows.blocks},
+        "request": request,
         "projection": projection.describe(),
         "preconditioner": "none",
         "dim": engine.dim,
         "blocks": [
             {
                 "name": b.name,
+                "kind": b.kind,
+                "found_by": engine.route.way(i),
                 "modules": list(b.modules),
                 "parameters": list(b.parameters),
                 "first_column": c.start,
                 "last_column": c.stop - 1,
             }
-            for b, c in zip(engine.blocks, engine.columns, strict=True)
+            for i, (b, c) in enumerate(zip(engine.blocks, engine.columns, strict=True))
         ],
         "coverage": {
             "covered_share": coverage.covered_share,
             "left_out": coverage.left_out,
             "uncovered": coverage.uncovered,
         },
-        "rows_per_block": config.rows.rows_per_block or _rows_per_block(engine, loaded, length, device),
+        "rows_per_block": config.rows.rows_per_block
+        or _rows_per_block(engine, loaded, length, device, unit_type=config.selection.unit_type),
         "batch_tokens": config.rows.batch_tokens or (512 if device == "cpu" else 16_384),
         "threads_per_worker": config.rows.threads_per_worker,
         "device_type": device,
@@ -121,19 +141,25 @@ def estimate(config: SetConfig, loaded: LoadedModel, *, num_tokens: int, num_wor
     plan = make_plan(config, loaded)
     selection = config.selection
     length = plan["window_tokens"]
-    scanned = min(num_tokens, selection.scan_tokens or num_tokens)
+    takes_part = selection.unit_type in ("token-loss", "token-contribution", "group")
+    scanned = min(num_tokens, selection.scan_tokens or num_tokens) if takes_part else num_tokens
     num_windows = max(1, scanned // length)
-    most = num_windows if selection.unit_type == "window" else scanned
-    if selection.max_per_window and selection.unit_type == "token-loss":
-        most = min(most, num_windows * selection.max_per_window)
+    most = scanned if selection.unit_type in ("token-loss", "token-contribution") else num_windows
+    if selection.max_per_window:
+        most = min(most, num_windows * (selection.max_per_window + (selection.unit_type == "token-contribution")))
     num_units = min(most, selection.max_units or most)
     seconds_per_unit = _time_batch(config, loaded, length=length, batch_tokens=plan["batch_tokens"])
     scan_seconds = seconds_per_unit * num_windows / 2 if selection.unit_type == "token-loss" else 0.0
+    num_passes = num_units
+    if selection.unit_type == "group":
+        num_passes = num_windows
+    elif selection.unit_type == "token-contribution":
+        num_passes = min(num_windows, -(-num_units * num_windows // most))
     return Estimate(
         num_units=num_units,
         dim=plan["dim"],
         num_bytes=num_units * unit_bytes(plan),
-        seconds=(seconds_per_unit * num_units + scan_seconds) / num_workers,
+        seconds=(seconds_per_unit * num_passes + scan_seconds) / num_workers,
     )
 
 
@@ -151,19 +177,37 @@ def require_space(needed_bytes: int, free_bytes: int, where: str) -> None:
         )
 
 
-def _rows_per_block(engine: GradientEngine[TokenBatch], loaded: LoadedModel, length: int, device: str) -> int:
-    """As many as fit in 16 MB and about 20 s at a nominal rate; never measured, so that a plan is the same anywhere."""
-    operations = 4 * sum(p.numel() for p in loaded.model.parameters()) * length
+def _loss_name(selection: SelectionConfig) -> str:
+    if selection.unit_type == "token-loss":
+        return "cross-entropy, nats"
+    return "mean cross-entropy, nats" if selection.loss_reduction == "mean" else "summed cross-entropy, nats"
+
+
+def _rows_per_block(
+    engine: GradientEngine[TokenBatch], loaded: LoadedModel, length: int, device: str, *, unit_type: UnitType
+) -> int:
+    """As many as fit in 16 MB and about 20 s at a nominal rate; never measured, so that a plan is the same anywhere.
+
+    A group is a piece of work by itself; a window gives as many contributions as it has tokens.
+    """
+    if unit_type == "group":
+        return 1
+    operations = 4 * sum(p.numel() for p in loaded.model.parameters())
+    operations *= 1 if unit_type == "token-contribution" else length
     by_time = _BLOCK_SECONDS * _NOMINAL_RATE.get(device, 2e10) / operations
     by_size = _CHUNK_BYTES / (2 * engine.dim)
     return int(np.clip(min(by_time, by_size), 8, 65_536))
 
 
-def _probe(engine: GradientEngine[TokenBatch]) -> None:
-    """Rows of a tiny batch: a model that the engine refuses is refused before any long work."""
-    ids = torch.zeros(2, 3, dtype=torch.long, device=engine.device)
-    example = torch.arange(2, device=engine.device)
-    engine.rows(TokenBatch(ids=ids, example=example, position=example + 1), token_losses, example)
+def _prove(engine: GradientEngine[TokenBatch], loaded: LoadedModel) -> None:
+    """Against autograd, on as few tokens as tell examples and positions apart: the same on every worker.
+
+    A model that the engine refuses is refused here, before any long work.
+    """
+    ids = torch.arange(15, device=engine.device).reshape(3, 5) % loaded.model.config.vocab_size
+    example = torch.arange(3, device=engine.device)
+    batch = TokenBatch(ids=ids, example=example, position=torch.tensor([4, 2, 3], device=engine.device))
+    engine.prove(batch, token_losses, example, num_examples=3)
 
 
 def _time_batch(config: SetConfig, loaded: LoadedModel, *, length: int, batch_tokens: int) -> float:

@@ -81,6 +81,15 @@ def _counted(
     return counts
 
 
+def spans(counts: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Cut a document into (first, last exclusive) runs of tokens that count: its completions, in their order.
+
+    Two completions with no other token between them are one span; so is a document without a prompt.
+    """
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], counts, [False]]).astype(np.int8)))
+    return [(int(first), int(last)) for first, last in edges.reshape(-1, 2)]
+
+
 def windows(num_tokens: int, window_tokens: int, *, stride_tokens: int | None = None) -> list[tuple[int, int]]:
     """Cut a document into (first, last exclusive) windows of at most window_tokens tokens each.
 

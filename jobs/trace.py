@@ -138,16 +138,7 @@ class Tracer:
     @cached_property
     def _engine(self) -> GradientEngine[TokenBatch]:
         plan = self.quanta.row_set.plan
-        projection = plan["projection"]
-        config = RowConfig(
-            projection=plan["request"]["projection"],
-            dim=plan["request"]["dim"],
-            seed=projection["seed"],
-            blocks=plan["request"]["blocks"],
-        )
-        engine, made, _ = make_engine(config, self._loaded)
-        assert made.describe() == projection, "the plan's request gives the plan's projection"
-        return engine
+        return make_engine(RowConfig(**plan["request"]), self._loaded, plan["projection"])[0]
 
     @cached_property
     def _reference(self) -> Float32[np.ndarray, " reference"]:
@@ -155,14 +146,14 @@ class Tracer:
         return values[np.isfinite(values)]
 
     def _row(self, batch: TokenBatch) -> tuple[Float32[np.ndarray, " dim"], float, Float[np.ndarray, " position"]]:
-        shares = self._engine.position_rows(batch, mean_losses).double()
-        raw = shares.sum(0)
+        made = self._engine.contributions(batch, mean_losses, num_examples=1, num_positions=batch.ids.shape[1])
+        shares = made.rows[0].double()
+        raw = shares.sum(0) + made.unplaced[0].double()
         if not torch.isfinite(raw).all() or not raw.any():
             raise ConfigurationError(
                 "The gradient of this completion is zero or not finite: there is nothing to trace."
             )
-        with torch.no_grad():
-            loss = float(mean_losses(self._engine.model, batch))
+        loss = float(made.losses)
         contributions = (shares @ raw / (raw @ raw)).cpu().numpy()
         row = self.quanta.whitener.apply(raw.float().cpu().numpy()[None])[0]
         return row, loss, contributions

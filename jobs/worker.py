@@ -11,9 +11,8 @@ import pyarrow as pa
 import torch
 from jaxtyping import Int
 
-from ..attribution.engine import GradientEngine, GradientRows
-from ..attribution.losses import TokenBatch, mean_losses, token_losses
-from ..attribution.schedule import schedule_tokens
+from ..attribution.engine import GradientEngine
+from ..attribution.losses import TokenBatch, token_losses
 from ..attribution.selection import ends_seen_trigram, low_loss
 from ..errors import RunMismatchError
 from ..storage.rowset import RowBlock, RowSet
@@ -21,9 +20,8 @@ from ..storage.run import Run
 from .config import SetConfig
 from .model import LoadedModel, ModelSource, load_model
 from .plan import make_engine
+from .unit_rows import Task, batch_ids, unit_rows
 
-SCAN_WINDOWS = 64
-"""Windows of one scanning task."""
 _SCAN_BATCH = 16
 """Windows that go through the model together while scanning."""
 
@@ -46,7 +44,7 @@ class Worker:
                 f"The worker's model has fingerprint {self._loaded.fingerprint[:12]}…, row set {self._set.name!r} was "
                 f"planned with {planned[:12]}…: the model changed meanwhile."
             )
-        return make_engine(self._config.rows, self._loaded)[0]
+        return make_engine(self._config.rows, self._loaded, self._set.plan["projection"])[0]
 
     def scan(self, windows: Int[np.ndarray, "window 3"]) -> pa.Table:
         """The token-loss candidates of some windows (document, first token, last token exclusive), sorted."""
@@ -95,87 +93,11 @@ def scan_windows(run: Run, windows: Int[np.ndarray, "window 3"], loaded: LoadedM
 def collect_block(run: Run, row_set: RowSet, block: int, engine: GradientEngine[TokenBatch]) -> tuple[RowBlock, int]:
     """The rows of one block's units, in order, and the number of tokens that they read."""
     first, last = row_set.block_range(block)
-    units = row_set.selection().slice(first, last - first)
-    collect = _collect_tokens if row_set.plan["unit_type"] == "token-loss" else _collect_windows
-    rows, norms, losses, num_tokens = collect(run, units, engine, int(row_set.plan["batch_tokens"]))
-    table = units.set_column(units.column_names.index("loss"), "loss", pa.array(losses, pa.float32()))
-    return RowBlock(rows=rows, block_norms=norms, units=table), num_tokens
-
-
-_Rows = tuple[np.ndarray, np.ndarray, np.ndarray, int]
-
-
-def _collect_tokens(run: Run, units: pa.Table, engine: GradientEngine[TokenBatch], batch_tokens: int) -> _Rows:
-    document, first, last = (np.asarray(units[c]) for c in ("document", "first_token", "last_token"))
-    keys, window = np.unique(np.stack([document, first], axis=1), axis=0, return_inverse=True)
-    position = last - first
-    result = _empty(len(units), engine)
-    num_tokens = 0
-    for batch in schedule_tokens(window.reshape(-1), position, batch_tokens=batch_tokens):
-        spans = [(int(d), int(f), int(f) + batch.length) for d, f in keys[batch.window]]
-        tokens = TokenBatch(
-            ids=batch_ids(run, spans, batch.length, engine.device),
-            example=torch.from_numpy(batch.example).to(engine.device),
-            position=torch.from_numpy(position[batch.unit].astype(np.int64)).to(engine.device),
-        )
-        _store(result, batch.unit, engine.rows(tokens, token_losses, tokens.example))
-        num_tokens += int((position[batch.unit] + 1).sum())
-    return (*result, num_tokens)
-
-
-def _collect_windows(run: Run, units: pa.Table, engine: GradientEngine[TokenBatch], batch_tokens: int) -> _Rows:
-    document, first, last = (np.asarray(units[c]) for c in ("document", "first_token", "last_token"))
-    lengths = last + 1 - first
-    order = np.argsort(-lengths, kind="stable")
-    result = _empty(len(units), engine)
-    start = 0
-    while start < len(order):
-        longest = int(lengths[order[start]])
-        chosen = order[start : start + max(1, batch_tokens // longest)]
-        start += len(chosen)
-        spans = [(int(document[u]), int(first[u]), int(last[u]) + 1) for u in chosen]
-        example, position = _counted(run, spans)
-        batch = TokenBatch(
-            ids=batch_ids(run, spans, longest, engine.device),
-            example=torch.from_numpy(example).to(engine.device),
-            position=torch.from_numpy(position).to(engine.device),
-        )
-        _store(result, chosen, engine.rows(batch, mean_losses))
-    return (*result, int(lengths.sum()))
-
-
-def _empty(num_units: int, engine: GradientEngine[TokenBatch]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    dtype = np.float64 if engine.dtype == torch.float64 else np.float32
-    return (
-        np.full((num_units, engine.dim), np.nan, dtype),
-        np.full((num_units, len(engine.blocks)), np.nan, np.float32),
-        np.full(num_units, np.nan, np.float32),
-    )
-
-
-def _store(result: tuple[np.ndarray, np.ndarray, np.ndarray], units: np.ndarray, made: GradientRows) -> None:
-    for array, value in zip(result, (made.rows, made.block_norms, made.losses), strict=True):
-        array[units] = value.cpu().numpy()
-
-
-def batch_ids(run: Run, spans: list[tuple[int, int, int]], length: int, device: torch.device) -> torch.Tensor:
-    """Token ids of spans (document, first, last exclusive), cut or padded with 0 on the right to `length`."""
-    ids = np.zeros((len(spans), length), np.int64)
-    for row, (document, first, last) in zip(ids, spans, strict=True):
-        tokens = run.documents[document].tokens[first:last][:length]
-        row[: len(tokens)] = tokens
-    return torch.from_numpy(ids).to(device)
-
-
-def _counted(run: Run, spans: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Example and position of every token that counts for its window's loss; the first has nothing before it."""
-    examples, positions = [], []
-    for number, (document, first, last) in enumerate(spans):
-        position = np.flatnonzero(run.documents[document].counts[first:last])
-        position = position[position > 0]
-        examples.append(np.full(len(position), number, np.int64))
-        positions.append(position.astype(np.int64))
-    return np.concatenate(examples), np.concatenate(positions)
+    selection = row_set.selection()
+    units = selection.slice(first, last - first)
+    made = unit_rows(Task(run=run, units=units, selection=selection, engine=engine, plan=row_set.plan))
+    table = units.set_column(units.column_names.index("loss"), "loss", pa.array(made.losses, pa.float32()))
+    return RowBlock(rows=made.rows, block_norms=made.block_norms, units=table), made.num_tokens
 
 
 @torch.no_grad()

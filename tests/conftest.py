@@ -1,29 +1,64 @@
 """Fixtures that all tests share: a tiny model and its data, one local Ray, and runs that were collected with them."""
 
+import fcntl
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
 
+import tests.typechecker  # noqa: F401 - the hook names it
+
 # The shapes in attribution's signatures are checked at run time, in tests only: the hook must come before any import.
-install_import_hook("quantascope.attribution", "beartype.beartype")
+install_import_hook("quantascope.attribution", "tests.typechecker.checked")
 
 from tests.command_line import run_main  # noqa: E402 - after the hook
+from tests.here import workers_here  # noqa: E402
 from tests.tiny import SENTENCES, save_tiny, write_jsonl  # noqa: E402
 
+LONG_FILES = ("faults/test_kill.py", "test_docs.py", "jobs/test_ray_job.py", "jobs/test_collect.py")
+"""They begin first, so that the processes of `make test` end at about the same time."""
+
+
+def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+    long = {here / name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: long.get(item.path, len(long)))
+
 
 @pytest.fixture(scope="session")
-def tiny_model_folder(tmp_path_factory):
+def made_once(tmp_path_factory):
+    """`made_once(name, make)`: a folder that the first process to ask fills with `make(folder)`, for all; read only."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def call(name, make):
+        folder, done = shared / name, shared / f"{name}.done"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(made_once):
     """A saved tiny GPT-NeoX with its tokenizer; read only."""
-    return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
+    return made_once("model", save_tiny)
 
 
 @pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory):
+def tiny_data(made_once):
     """Documents with a label, as JSON lines."""
     rows = [{"text": s * 3, "kind": f"k{i % 2}"} for i, s in enumerate(SENTENCES)]
-    return write_jsonl(tmp_path_factory.mktemp("data") / "tiny.jsonl", rows)
+    return made_once("data", lambda folder: write_jsonl(folder / "tiny.jsonl", rows)) / "tiny.jsonl"
 
 
 @pytest.fixture(scope="session")
@@ -86,33 +121,41 @@ def collect_flags(tiny_model_folder, tiny_data):
 
 
 @pytest.fixture(scope="session")
-def reference_run(ray_cluster, collect_flags, tmp_path_factory):
+def reference_run(collect_flags, made_once):
     """What that command gives when nothing disturbs it; read only."""
-    out = tmp_path_factory.mktemp("reference") / "run"
-    assert run_main(*collect_flags, "--out", out) == 0
-    return out
+
+    def make(folder):
+        with workers_here():
+            assert run_main(*collect_flags, "--out", folder / "run") == 0
+
+    return made_once("reference", make) / "run"
 
 
 @pytest.fixture(scope="session")
-def clustered_run(reference_run, tmp_path_factory):
+def clustered_run(reference_run, made_once):
     """A copy of it with quanta; read only."""
-    out = shutil.copytree(reference_run, tmp_path_factory.mktemp("clustered") / "run")
-    assert run_main("cluster", out) == 0
-    return out
+
+    def make(folder):
+        assert run_main("cluster", shutil.copytree(reference_run, folder / "run")) == 0
+
+    return made_once("clustered", make) / "run"
 
 
 @pytest.fixture(scope="session")
-def bare_run(ray_cluster, collect_flags, tiny_data, tmp_path_factory):
+def bare_run(collect_flags, tiny_data, made_once):
     """The same documents between bad rows, which are skipped; without text; with windows beside the tokens; quanta."""
-    folder = tmp_path_factory.mktemp("bare")
-    lines = tiny_data.read_text().splitlines()
-    data = folder / "bad.jsonl"
-    data.write_text("\n".join(['{"text": ""}', *lines, '{"text": null}', '{"text": 7}', ""]))
-    flags = [str(data) if flag == str(tiny_data) else flag for flag in collect_flags]
-    for unit in ("token-loss", "window"):
-        assert run_main(*flags, "--out", folder / "run", "--bad-rows", "skip", "--no-text", "--unit", unit) == 0
-    assert run_main("cluster", folder / "run") == 0
-    return folder / "run"
+
+    def make(folder):
+        lines = tiny_data.read_text().splitlines()
+        data = folder / "bad.jsonl"
+        data.write_text("\n".join(['{"text": ""}', *lines, '{"text": null}', '{"text": 7}', ""]))
+        flags = [str(data) if flag == str(tiny_data) else flag for flag in collect_flags]
+        with workers_here():
+            for unit in ("token-loss", "window"):
+                assert run_main(*flags, "--out", folder / "run", "--bad-rows", "skip", "--no-text", "--unit", unit) == 0
+        assert run_main("cluster", folder / "run") == 0
+
+    return made_once("bare", make) / "run"
 
 
 @pytest.fixture

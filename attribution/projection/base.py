@@ -1,40 +1,46 @@
-"""What a projection is: for each block (the weight, and bias, of one linear map) two factors and how they combine.
+"""What a projection is: for each block two factors, one per side of its matrix, and how they combine.
 
-The gradient of example n with respect to a linear map's weight is Gₙ = Σₜ gₙₜ xₙₜᵀ, with x the map's input and g the
-loss's gradient at its output. A bias counts as one more input that is always 1. A factored projection compresses
-x in the forward pass and g in the backward pass, and combines the two, without ever forming Gₙ.
+The gradient of example n with respect to a linear map's weight is Gₙ = Σₜ gₙₜ xₙₜᵀ, with x the map's input (columns)
+and g the loss's gradient at its output (rows). A factored projection compresses x in the forward pass and g in the
+backward pass, and combines the two, without ever forming Gₙ.
 """
 
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from ...errors import ConfigurationError
 
 
 @runtime_checkable
 class BlockProjection(Protocol):
-    """The projection of one block's gradient, [out, in] → [dim]. Inner products are unbiased over the seed."""
+    """The projection of one block's gradient, [row, column] → [dim]. Inner products are unbiased over the seed."""
 
     @property
     def dim(self) -> int:
         """Numbers that it gives per row."""
         ...
 
-    def inputs(self, x: Float[Tensor, "example position in"]) -> Tensor:
-        """The compressed input, kept from the forward pass; x is without the bias's 1."""
+    def rows(self, values: Float[Tensor, "example position row"], start: int = 0) -> Tensor:
+        """The rows' side, compressed; values that cover rows `start` and on where there are fewer than all."""
         ...
 
-    def outputs(self, g: Float[Tensor, "example position out"]) -> Tensor:
-        """The compressed gradient at the output."""
+    def columns(self, values: Float[Tensor, "example position column"], *, constant: bool = False) -> Tensor:
+        """The columns' side, compressed; `constant` adds the last column, which is 1 (a bias)."""
         ...
 
-    def combine(self, inputs: Tensor, outputs: Tensor) -> Float[Tensor, "example dim"]:
+    def one_hot(self, index: Int[Tensor, "example position"]) -> Tensor:
+        """`rows` of values that are 1 in one row and 0 elsewhere; −1 stands for nowhere."""
+        ...
+
+    def combine(self, rows: Tensor, columns: Tensor) -> Float[Tensor, "example dim"]:
         """The projected gradient, summed over positions."""
         ...
 
-    def project(self, gradient: Float[Tensor, "example out in_and_bias"]) -> Float[Tensor, "example dim"]:
-        """The same map applied to gradients that were formed in full: the oracle of the tests."""
+    def project(self, gradient: Float[Tensor, "example row column"]) -> Float[Tensor, "example dim"]:
+        """The same map applied to gradients that were formed in full."""
         ...
 
 
@@ -43,11 +49,28 @@ class Projection(Protocol):
     """A seeded random map from gradients to rows; the same on every worker."""
 
     def block(
-        self, name: str, *, in_width: int, out_width: int, bias: bool, dtype: torch.dtype, device: torch.device
+        self, name: str, *, number: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
     ) -> BlockProjection:
-        """The projection of one block; `in_width` is without the bias."""
+        """The projection of the block of that name and number, whose matrix has that shape (rows, columns)."""
         ...
 
     def describe(self) -> dict[str, Any]:
         """Everything that fixes the map, as JSON: rows are comparable exactly where this is equal."""
         ...
+
+
+def dim_of(dim_per_block: int | tuple[int, ...], number: int) -> int:
+    """The numbers of one block: the same for all, or one for each in their order."""
+    return dim_per_block if isinstance(dim_per_block, int) else dim_per_block[number]
+
+
+def require_dims(dim_per_block: int | tuple[int, ...], *, least: int, what: str) -> None:
+    """ConfigurationError if a block would have fewer than `least` numbers."""
+    smallest = dim_per_block if isinstance(dim_per_block, int) else min(dim_per_block, default=least)
+    if smallest < least:
+        raise ConfigurationError(f"{what} needs at least {least} numbers per block, got {smallest}.")
+
+
+def dims_as_json(dims: int | tuple[int, ...]) -> int | list[int]:
+    """`dim_per_block` as a description keeps it."""
+    return dims if isinstance(dims, int) else list(dims)

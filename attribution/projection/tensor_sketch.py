@@ -2,105 +2,130 @@
 
 Pham & Pagh 2013 (KDD), "Fast and scalable polynomial kernels via explicit feature maps"; here for Σₜ gₜ xₜᵀ, whose
 sketch is F⁻¹ Σₜ F(C x) ∘ F(C′ g) with F the discrete Fourier transform. Inner products are unbiased for any fixed
-buckets, since the signs are independent. Buckets are strides and not hashes (i mod m outside, stride·j mod m inside):
-as good as hashed ones, measured in benchmarks/projection.py, and a reshape with a sum.
+buckets, since the signs are independent. Buckets are strides and not hashes: p·i mod m for row i and q·j mod m for
+column j, where the stride of the shorter axis is ⌊m / length⌋, so that it spreads over all buckets, and others are 1.
+As good as hashed ones, measured in benchmarks/projection.py, and a few sums.
+
+Variance of ⟨S A, S B⟩ for fixed buckets b(i, j): over all unordered pairs p = {i, i′} of rows and q = {j, j′} of
+columns, where {i, i} counts as the one empty pair ∅ and so does {j, j}, let C(p, q) be the sum of Aᵢⱼ Bᵢ′ⱼ′ over the
+orderings of both pairs that have b(i, j) = b(i′, j′); then Var = Σ C(p, q)² over (p, q) ≠ (∅, ∅). With hashed buckets
+and independent signs it would be (‖A‖²‖B‖² + ⟨A, B⟩² − 2 Σ A²B²) / m.
 """
 
-import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import pad
 
-from ...errors import ConfigurationError
 from ..randomness import random_signs
-
-_STRIDE = 97
+from .base import BlockProjection, dim_of, dims_as_json, require_dims
+from .identity import IdentityBlock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSketch:
-    """Rows of `dim_per_block` numbers per block."""
+    """Rows of `dim_per_block` numbers per block, fewer only for blocks that have no more parameters."""
 
-    dim_per_block: int
-    """Buckets of each block's sketch (m); at least 2."""
+    dim_per_block: int | tuple[int, ...]
+    """Buckets of a block's sketch (m), at least 2; for all blocks, or for each in its order."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.dim_per_block < 2:
-            raise ConfigurationError(f"A tensor sketch needs at least 2 numbers per block, got {self.dim_per_block}.")
+        require_dims(self.dim_per_block, least=2, what="A tensor sketch")
 
     def block(
-        self, name: str, *, in_width: int, out_width: int, bias: bool, dtype: torch.dtype, device: torch.device
-    ) -> "TensorSketchBlock":
+        self, name: str, *, number: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+    ) -> BlockProjection:
         """The sketch of one block, its signs drawn from (seed, name, axis)."""
-
-        def signs(axis: str, width: int) -> Tensor:
-            return torch.from_numpy(random_signs(self.seed, name, axis, width)).to(device, dtype)
-
-        return TensorSketchBlock(
-            dim=self.dim_per_block,
-            in_signs=signs("in", in_width + bias),
-            out_signs=signs("out", out_width),
-            bias=bias,
+        dim = dim_of(self.dim_per_block, number)
+        if dim >= shape[0] * shape[1]:
+            return IdentityBlock(shape=shape, dtype=dtype)
+        rows, columns = (
+            torch.from_numpy(random_signs(self.seed, name, axis, width)).to(device, dtype)
+            for axis, width in zip(("row", "column"), shape, strict=True)
         )
+        return TensorSketchBlock(dim=dim, row_signs=rows, column_signs=columns)
 
     def describe(self) -> dict[str, Any]:
         """The map as JSON."""
-        return {"kind": "tensor-sketch", "dim_per_block": self.dim_per_block, "seed": self.seed, "stride": _STRIDE}
+        return {"kind": "tensor-sketch", "dim_per_block": dims_as_json(self.dim_per_block), "seed": self.seed}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TensorSketchBlock:
     """The tensor sketch of one block."""
 
     dim: int
-    in_signs: Float[Tensor, " in_and_bias"]
-    out_signs: Float[Tensor, " out"]
-    bias: bool
+    row_signs: Float[Tensor, " row"]
+    column_signs: Float[Tensor, " column"]
 
-    def inputs(self, x: Float[Tensor, "example position in"]) -> Tensor:
-        """F(C x), complex, [example, position, frequency]."""
-        width = x.shape[-1]
-        sketch = _fold(x * self.in_signs[:width], self.dim)
-        if self.bias:
-            sketch[..., width % self.dim] += self.in_signs[width]
-        return torch.fft.rfft(sketch[..., self._in_order(x.device)])
-
-    def outputs(self, g: Float[Tensor, "example position out"]) -> Tensor:
+    def rows(self, values: Float[Tensor, "example position row"], start: int = 0) -> Tensor:
         """F(C′ g), complex, [example, position, frequency]."""
-        return torch.fft.rfft(_fold(g * self.out_signs, self.dim))
+        signs = self.row_signs[start : start + values.shape[-1]]
+        return torch.fft.rfft(_sketch(values, signs, self.dim, self._strides[0], start))
 
-    def combine(self, inputs: Tensor, outputs: Tensor) -> Float[Tensor, "example dim"]:
+    def columns(self, values: Float[Tensor, "example position column"], *, constant: bool = False) -> Tensor:
+        """F(C x), complex, [example, position, frequency]."""
+        width, stride = values.shape[-1], self._strides[1]
+        sketch = _sketch(values, self.column_signs[:width], self.dim, stride)
+        if constant:
+            sketch[..., width * stride % self.dim] += self.column_signs[width]
+        return torch.fft.rfft(sketch)
+
+    def one_hot(self, index: Int[Tensor, "example position"]) -> Tensor:
+        """F of a sketch with one entry: the entry's sign times a phase; zero for −1."""
+        signs = torch.where(index >= 0, self.row_signs[index.clamp(min=0)], 0)
+        return signs.unsqueeze(-1) * self._phases[index * self._strides[0] % self.dim]
+
+    def combine(self, rows: Tensor, columns: Tensor) -> Float[Tensor, "example dim"]:
         """F⁻¹ of the sum over positions of the products."""
-        return torch.fft.irfft((inputs * outputs).sum(1), n=self.dim)
+        return torch.fft.irfft((rows * columns).sum(1), n=self.dim)
 
-    def project(self, gradient: Float[Tensor, "example out in_and_bias"]) -> Float[Tensor, "example dim"]:
-        """Each entry (i, j), with both signs, added to bucket (i + stride·j) mod m."""
-        out_width, in_width = gradient.shape[1:]
-        stride = _coprime_stride(self.dim)
-        rows = torch.arange(out_width, device=gradient.device)[:, None]
-        columns = torch.arange(in_width, device=gradient.device)[None, :]
-        buckets = (rows + stride * columns) % self.dim
-        signed = gradient * self.out_signs[:, None] * self.in_signs[None, :]
+    def project(self, gradient: Float[Tensor, "example row column"]) -> Float[Tensor, "example dim"]:
+        """Each entry (i, j), with both signs, added to bucket (p·i + q·j) mod m."""
+        num_rows, num_columns = gradient.shape[1:]
+        if num_rows == 1:
+            return _sketch(gradient[:, 0] * self.row_signs, self.column_signs, self.dim, self._strides[1])
+        rows = torch.arange(num_rows, device=gradient.device)[:, None]
+        columns = torch.arange(num_columns, device=gradient.device)[None, :]
+        buckets = ((self._strides[0] * rows + self._strides[1] * columns) % self.dim).flatten()
+        signed = gradient * self.row_signs[:, None] * self.column_signs[None, :]
         result = gradient.new_zeros(len(gradient), self.dim)
-        return result.index_add_(1, buckets.flatten(), signed.flatten(1))
+        for own, values in zip(result, signed.flatten(1), strict=True):  # far quicker than along axis 1
+            own.index_add_(0, buckets, values)
+        return result
 
-    def _in_order(self, device: torch.device) -> Tensor:
-        """Which folded bucket each strided bucket reads: position stride·j mod m holds fold j."""
-        inverse = pow(_coprime_stride(self.dim), -1, self.dim)
-        return torch.arange(self.dim, device=device) * inverse % self.dim
+    @property
+    def _strides(self) -> tuple[int, int]:
+        """Of rows and columns: with both axes short, equal strides would leave some buckets empty."""
+        rows, columns = len(self.row_signs), len(self.column_signs)
+        spread = max(1, self.dim // min(rows, columns))
+        return (spread, 1) if rows < columns else (1, spread)
+
+    @cached_property
+    def _phases(self) -> Tensor:
+        """F of each unit vector, [bucket, frequency]."""
+        return torch.fft.rfft(torch.eye(self.dim, dtype=self.row_signs.dtype, device=self.row_signs.device))
 
 
-def _fold(x: Float[Tensor, "... width"], dim: int) -> Float[Tensor, "... dim"]:
-    """Sum of the entries whose index is equal modulo dim."""
-    num_folds = -(-x.shape[-1] // dim)
-    return pad(x, (0, num_folds * dim - x.shape[-1])).unflatten(-1, (num_folds, dim)).sum(-2)
+def _sketch(
+    values: Float[Tensor, "... width"], signs: Float[Tensor, " width"], dim: int, stride: int, start: int = 0
+) -> Float[Tensor, "... dim"]:
+    """Σ, with signs, over the entries whose index (counted from `start`) times stride is equal modulo dim.
 
-
-def _coprime_stride(dim: int) -> int:
-    """The smallest stride from 97 on that reaches every bucket."""
-    return next(s for s in range(_STRIDE, _STRIDE + dim) if math.gcd(s, dim) == 1)
+    Piece by piece into one accumulator: no signed copy of the values is made.
+    """
+    sketch = values.new_zeros(*values.shape[:-1], dim)
+    if stride > 1:  # then no two entries meet
+        sketch[..., start * stride : (start + values.shape[-1]) * stride : stride] = values * signs
+        return sketch
+    first = 0
+    while first < values.shape[-1]:
+        bucket = (start + first) % dim
+        last = min(first + dim - bucket, values.shape[-1])
+        sketch[..., bucket : bucket + last - first].addcmul_(values[..., first:last], signs[first:last])
+        first = last
+    return sketch

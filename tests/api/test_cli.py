@@ -17,8 +17,9 @@ COMMANDS = {
     "collect": (
         "--model --dataset --out --unit --name --revision --dtype --device --trust-remote-code --split --config-name "
         "--dataset-revision --text-field --prompt-field --completion-field --messages-field --id-field --label "
-        "--bad-rows --max-documents --no-text --window-tokens --max-loss --max-units --max-per-window --scan-tokens "
-        "--projection --dim --seed --blocks --require-coverage --rows-per-block --batch-tokens --workers "
+        "--bad-rows --max-documents --no-text --window-tokens --loss-reduction --group-by "
+        "--max-loss --max-units --max-per-window --scan-tokens "
+        "--projection --dim --seed --shares --blocks --require-coverage --rows-per-block --batch-tokens --workers "
         "--threads-per-worker --gpus-per-worker --ray-address --allow-no-token --dry-run --json"
     ),
     "cluster": "RUN --name --rows --num-quanta --min-cosine --whitening --seed --json",
@@ -83,16 +84,16 @@ def test_the_version_and_what_is_no_command(cli, refused):
     assert "valid integer" in refused(ConfigurationError, "collect", "--dim", "x")
 
 
-def test_collecting_again_does_nothing_and_says_so(cli, collect_flags, reference_run):
-    before = contents(reference_run)
-    out, _ = cli(*collect_flags, "--out", reference_run, "--json")
+def test_collecting_again_does_nothing_and_says_so(cli, collect_flags, run_copy):
+    before = contents(run_copy)
+    out, _ = cli(*collect_flags, "--out", run_copy, "--json")
     assert {k: json.loads(out)[k] for k in ("num_units", "rows_here", "refused")} == {
         "num_units": 200,
         "rows_here": 0,
         "refused": 0,
     }
-    assert "200 rows of 128 numbers" in cli(*collect_flags, "--out", reference_run)[0]
-    assert contents(reference_run) == before
+    assert "200 rows of 128 numbers" in cli(*collect_flags, "--out", run_copy)[0]
+    assert contents(run_copy) == before
 
 
 def test_a_dry_run_says_rows_bytes_and_hours(cli, collect_flags, tmp_path):

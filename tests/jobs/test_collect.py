@@ -1,4 +1,4 @@
-import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,6 +26,9 @@ from quantascope.jobs.worker import collect_block
 from quantascope.storage import RowBlock, Run
 from quantascope.storage.local import LocalStore
 from tests.command_line import contents
+from tests.here import workers_here
+from tests.jobs.flaky import Flaky
+from tests.plain_loop import plain_rows
 from tests.tiny import save_tiny
 
 pytestmark = pytest.mark.ray
@@ -36,47 +39,38 @@ QUANTA = QuantaConfig(clusterer=AverageLinkage(num_quanta=6))
 def test_one_worker_and_two_give_the_same_bytes_and_the_same_quanta(tiny_run, tiny_collection, tmp_path):
     done = collect(tiny_collection(tmp_path / "two"), TWO)
     assert (done.num_units, done.rows_here, done.refused, done.zero) == (40, 40, 0, 0)
-    for out in (tiny_run, tmp_path / "two"):
+    with workers_here():
+        assert replace(collect(tiny_collection(tmp_path / "here"), ONE), seconds=done.seconds) == done
+    for out in (tiny_run, tmp_path / "two", tmp_path / "here"):
         make_quanta(Run.open(out), QUANTA)
-    one, two = contents(tiny_run), contents(tmp_path / "two")
+    one, two, here = contents(tiny_run), contents(tmp_path / "two"), contents(tmp_path / "here")
     assert len(one) > 20
     assert one == two
+    assert one == here
 
 
-def test_rows_are_the_gradients_of_the_selected_tokens_own_losses(
-    ray_cluster, tiny_collection, tmp_path, tmp_path_factory
-):
+def test_rows_are_the_gradients_of_the_selected_tokens_own_losses(tiny_collection, tmp_path, tmp_path_factory):
     """From the stored run back to the plain loop: text, token, loss and gradient of every unit."""
     folder = save_tiny(tmp_path_factory.mktemp("m") / "f64", dtype="float64")
     collection = tiny_collection(tmp_path / "run", model=folder)
-    collect(collection, ONE)
+    with workers_here():
+        collect(collection, ONE)
     run = Run.open(tmp_path / "run")
     row_set = run.row_set("token-loss")
     loaded = load_model(collection.model)
-    engine, projection, _ = make_engine(collection.config.rows, loaded)
+    engine, _, _ = make_engine(collection.config.rows, loaded, row_set.plan["projection"])
     kept, rows = row_set.unit_rows()
     units = row_set.units().to_pylist()
-    model = loaded.model.requires_grad_(True)
     for unit, row in zip(kept, rows, strict=True):
         entry = units[unit]
         ids = torch.from_numpy(run.documents[entry["document"]].tokens.astype(np.int64))
         ids = ids[entry["first_token"] : entry["last_token"] + 1][None]
-        loss = cross_entropy(model(input_ids=ids).logits[0, -2:-1], ids[0, -1:])
-        assert loss.item() == pytest.approx(entry["loss"], rel=1e-5)
-        parts = []
-        for block in engine.blocks:
-            module = model.get_submodule(block.name)
-            weight, bias = torch.autograd.grad(loss, [module.weight, module.bias], retain_graph=True)
-            projected = projection.block(
-                block.name,
-                in_width=block.in_width,
-                out_width=block.out_width,
-                bias=True,
-                dtype=weight.dtype,
-                device=weight.device,
-            )
-            parts.append(projected.project(torch.cat([weight, bias[:, None]], dim=1)[None])[0])
-        wanted = torch.cat(parts).double().numpy()
+
+        def own_loss(model, ids):
+            return cross_entropy(model(input_ids=ids).logits[0, -2:-1], ids[0, -1:])[None]
+
+        assert own_loss(loaded.model, ids).item() == pytest.approx(entry["loss"], rel=1e-5)
+        wanted = plain_rows(engine, ids, own_loss)[0].numpy()
         assert entry["norm"] == pytest.approx(np.linalg.norm(wanted), rel=1e-4)
         np.testing.assert_allclose(row, wanted / np.linalg.norm(wanted), atol=1e-3)  # float16 on disk
 
@@ -121,11 +115,11 @@ def test_a_dry_run_counts_rows_and_bytes_and_writes_nothing(tiny_collection, tmp
 
 
 def test_what_cannot_be_collected_says_why(ray_cluster, tiny_collection, tmp_path):
-    with pytest.raises(ConfigurationError, match="larger --max-loss"):
+    with workers_here(), pytest.raises(ConfigurationError, match="larger --max-loss"):
         collect(tiny_collection(tmp_path / "a", max_loss=1e-9), ONE)
     with pytest.raises(ConfigurationError, match="context is 64"):
         collect(tiny_collection(tmp_path / "b", window_tokens=65), ONE)
-    with pytest.raises(ConfigurationError, match="give at least 16"):
+    with pytest.raises(ConfigurationError, match="give at least 64"):
         collect(tiny_collection(tmp_path / "c", rows=RowConfig(dim=8)), ONE)
     with pytest.raises(RayStartError, match="room for"):
         collect(tiny_collection(tmp_path / "d"), RayOptions(num_workers=1000))
@@ -147,8 +141,9 @@ def test_a_refused_row_is_counted_and_left_out_of_the_quanta(tiny_run, tiny_coll
     assert collect(collection, ONE).refused == 1
 
 
-def test_windows_hold_only_what_counts(ray_cluster, tiny_collection, tmp_path):
-    collect(tiny_collection(tmp_path / "run", unit_type="window", max_units=10), ONE)
+def test_windows_hold_only_what_counts(tiny_collection, tmp_path):
+    with workers_here():
+        collect(tiny_collection(tmp_path / "run", unit_type="window", max_units=10), ONE)
     table = Run.open(tmp_path / "run").row_set("window").units()
     assert len(table) == 10
     assert set(table["label_kind"].to_pylist()) == {"k0", "k1"}
@@ -177,27 +172,6 @@ def test_curves_hold_each_units_loss_at_each_checkpoint(tiny_run, tmp_path, tiny
     assert np.abs(curves.losses[:, 0] - curves.losses[:, 2]).max() > 1e-3
     with pytest.raises(ConfigurationError, match="training step"):
         collect_curves(run, "token-loss", [ModelSource(model=str(tiny_model_folder))], TWO)
-
-
-class Flaky:
-    """Dies, fails or refuses at its first task of a number, as the tasks say."""
-
-    def __init__(self, folder):
-        self._folder = folder
-
-    def work(self, task):
-        mark = self._folder / str(task)
-        if not mark.exists():
-            mark.touch()
-            if task == 1:
-                os._exit(1)
-            if task == 2:
-                raise OSError("a passing fault")
-        if task == 9:
-            raise OSError("always")
-        if task == 8:
-            raise ConfigurationError("never try again")
-        return task * 10
 
 
 def test_dead_and_failing_workers_cost_their_task_and_no_more(ray_cluster, tmp_path):

@@ -1,0 +1,22 @@
+"""Next-token cross-entropy of a whole example, or of the part of it that counts. One unit per example."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .tokens import TokenBatch, token_losses
+
+
+def sum_losses(model: nn.Module, batch: TokenBatch) -> Float[Tensor, " example"]:
+    """Summed cross-entropy, in nats, of each example's asked-for tokens: −log p(completion | what comes before).
+
+    Tokens that the batch does not name (a prompt's) are read and not counted. 0 for an example without any.
+    """
+    losses = token_losses(model, batch)
+    return losses.new_zeros(len(batch.ids)).index_add(0, batch.example, losses)
+
+
+def mean_losses(model: nn.Module, batch: TokenBatch) -> Float[Tensor, " example"]:
+    """Mean cross-entropy, in nats per token, of each example's asked-for tokens; 0 for an example without any."""
+    count = torch.bincount(batch.example, minlength=len(batch.ids)).clamp(min=1)
+    return sum_losses(model, batch) / count

@@ -1,0 +1,1 @@
+"""How the engine finds each kind of parameter's gradient per example, one kind per file."""
