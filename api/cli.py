@@ -100,9 +100,12 @@ def collect(
     max_units: Annotated[int | None, typer.Option(help="Keep at most this many units.")] = None,
     max_per_window: Annotated[int | None, typer.Option(help="Keep at most this many units of a window.")] = None,
     scan_tokens: Annotated[int | None, typer.Option(help="Look for units in about this many tokens.")] = None,
-    projection: Annotated[str, typer.Option(help="tensor-sketch, two-sided or none.")] = "tensor-sketch",
+    projection: Annotated[
+        str, typer.Option(help="tensor-sketch, two-sided (also -gaussian, -orthonormal), wide, sparse-jl, dense, none.")
+    ] = "tensor-sketch",
     dim: Annotated[int, typer.Option(help="Numbers per row, shared by the model's blocks.")] = 4096,
     seed: Annotated[int, typer.Option(help="Seed of the projection.")] = 0,
+    precondition: Annotated[str, typer.Option(help="none, or kfac: Kronecker-factored whitening.")] = "none",
     shares: Annotated[str, typer.Option(help="How blocks share --dim: energy, size or equal.")] = "energy",
     blocks: Annotated[
         str, typer.Option(help="paper, linear, all, kinds, patterns of names, last:N; joined by commas.")
@@ -173,6 +176,7 @@ def collect(
                 projection=projection,
                 dim=dim,
                 seed=seed,
+                precondition=_one_of("--precondition", precondition, "none", "kfac"),
                 shares=_one_of("--shares", shares, "energy", "size", "equal"),
                 blocks=blocks,
                 require_coverage=require_coverage,

@@ -6,12 +6,12 @@ wide, 4 layers); Mixtral and Mamba stand for experts and state spaces; `--widths
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -173,10 +173,16 @@ def measure_memory(kind: str, quick: bool) -> None:
         engine = engine_for(model, PROJECTIONS[kind], "paper")
         run = partial(engine.rows, batch, mean_losses, num_examples=4)
     floor(model, window_batch(model, 1, 8))  # libraries' own buffers
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again from what there is
+    before = resident_kilobytes("VmRSS")
     for _ in range(3):
         run()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    print((resident_kilobytes("VmHWM") - before) * 1024)
+
+
+def resident_kilobytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 def main() -> None:
@@ -190,6 +196,7 @@ def main() -> None:
     if options.memory_of:
         measure_memory(options.memory_of, options.quick)
         return
+    memory = {kind: peak_bytes(kind, options) for kind in ("floor", *PROJECTIONS)}
     rounds = options.rounds or (5 if options.quick else 15)
     model = neox(192, 4, 4096) if options.quick else neox(512, 6, 8192)
     batch = window_batch(model, 4, 256, options.seed)
@@ -207,7 +214,6 @@ def main() -> None:
             shape = window_batch(other, max(1, 1024 // length), length, options.seed)
             label = f"GPT-NeoX {width} wide, {length} long"
             rows += [r | {"model": label} for r in timed(window_work(other, shape, peers=False), "floor", 5)]
-    memory = {kind: peak_bytes(kind, options) for kind in ("floor", *PROJECTIONS)}
     for kind, value in memory.items():
         rows.append(
             {

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..attribution.blocks import find_blocks
 from ..errors import ConfigurationError
 from ..storage.checked import require_same
 from ..storage.rowset import RowSet
@@ -22,6 +23,7 @@ from .ingest import ingest
 from .model import LoadedModel, ModelSource, check_model, load_model
 from .plan import Estimate, estimate, make_plan, require_space, unit_bytes
 from .pool import WorkerPool
+from .precondition import FACTORS_FILE, encode_factors, measure_factors
 from .progress import Listener, Stage, ignore
 from .ray_session import RayOptions, ray_session, require_token
 from .select import Scan, select_units
@@ -82,7 +84,7 @@ def collect(collection: Collection, ray_options: RayOptions, *, listener: Listen
     check_model(collection.model)
     check_data(collection.data)
     loaded = load_model(collection.model)
-    plan = make_plan(collection.config, loaded, _earlier_plan(collection))
+    plan = make_plan(collection.config, loaded, _earlier_plans(collection))
     with _open(collection, loaded) as run:
         row_set = run.new_row_set(collection.set_name)
         _require_same_plan(row_set, plan)
@@ -98,7 +100,8 @@ def collect(collection: Collection, ray_options: RayOptions, *, listener: Listen
             return _collected(row_set, rows_here=0, tokens_here=0, seconds=0.0)
         with ray_session(ray_options) as num_workers, _pool(collection, run, ray_options, num_workers) as pool:
             if not row_set.planned:
-                row_set.freeze(plan, _select(run, collection.config, plan, _scanner(pool, listener)))
+                units = _select(run, collection.config, plan, _scanner(pool, listener))
+                row_set.freeze(plan, units, _beside_the_plan(run, units, plan, collection.config, loaded))
             done = _collect_blocks(row_set, pool, listener)
         run.log("collect", rows=row_set.name, num_workers=num_workers, **asdict(done))
         return done
@@ -115,7 +118,7 @@ def dry_run(collection: Collection, ray_options: RayOptions) -> Estimate:
     facts = check_data(collection.data)
     loaded = load_model(collection.model)
     if Run.exists(collection.out):
-        plan = make_plan(collection.config, loaded, _earlier_plan(collection))
+        plan = make_plan(collection.config, loaded, _earlier_plans(collection))
         with _open(collection, loaded) as run:
             _require_same_plan(run.new_row_set(collection.set_name), plan)
     num_workers = ray_options.num_workers or max(1, (os.cpu_count() or 1) // ray_options.threads_per_worker)
@@ -131,12 +134,13 @@ def dry_run(collection: Collection, ray_options: RayOptions) -> Estimate:
     return result
 
 
-def _earlier_plan(collection: Collection) -> dict[str, Any] | None:
-    """The row set's plan, if the run has it."""
+def _earlier_plans(collection: Collection) -> list[dict[str, Any]]:
+    """Plans of the run's row sets, this one's first: rows of one run are comparable where they can be."""
     if not Run.exists(collection.out):
-        return None
-    row_set = Run.open(collection.out).new_row_set(collection.set_name)
-    return row_set.plan if row_set.planned else None
+        return []
+    run = Run.open(collection.out)
+    names = sorted(run.row_sets(), key=lambda name: name != collection.set_name)
+    return [run.row_set(name).plan for name in names]
 
 
 @contextmanager
@@ -184,6 +188,16 @@ def _select(run: Run, config: SetConfig, plan: dict[str, Any], scan: Scan) -> pa
     selection = select_units(run, config.selection, plan["window_tokens"], scan)
     require_space(len(selection) * unit_bytes(plan), run.store.free_bytes(), str(run.store.root))
     return selection
+
+
+def _beside_the_plan(
+    run: Run, units: pa.Table, plan: dict[str, Any], config: SetConfig, loaded: LoadedModel
+) -> dict[str, bytes]:
+    """Files that the rows depend on, besides the plan: a preconditioner's factors."""
+    if config.rows.precondition == "none":
+        return {}
+    blocks = find_blocks(loaded.model, config.rows.blocks).blocks
+    return {FACTORS_FILE: encode_factors(measure_factors(run, units, plan, loaded, blocks))}
 
 
 def _scanner(pool: WorkerPool, listener: Listener) -> Scan:

@@ -8,8 +8,18 @@ from ..errors import ConfigurationError
 UnitType = Literal["token-loss", "window", "document", "span", "token-contribution", "group"]
 UNIT_TYPES: tuple[UnitType, ...] = get_args(UnitType)
 REDUCTIONS = ("mean", "sum")
-PROJECTIONS = ("tensor-sketch", "two-sided", "none")
+PROJECTIONS = (
+    "tensor-sketch",
+    "two-sided",
+    "two-sided-gaussian",
+    "two-sided-orthonormal",
+    "wide",
+    "sparse-jl",
+    "dense",
+    "none",
+)
 SHARES = ("energy", "size", "equal")
+PRECONDITIONERS = ("none", "kfac")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +83,9 @@ class RowConfig:
     their number of parameters, or equally."""
     seed: int = 0
     """Seed of the projection."""
+    precondition: Literal["none", "kfac"] = "none"
+    """kfac: gradients whitened by Kronecker factors of a sample of the units, before the projection. With it, shares
+    by energy are shares by size: whitening evens out what a block's energy was."""
     blocks: str = "paper"
     """paper (all but embeddings, output head and norms), linear, all, kinds, patterns, last:N; joined by commas."""
     require_coverage: bool = False
@@ -89,6 +102,10 @@ class RowConfig:
             raise ConfigurationError(f"--projection is {self.projection!r}; accepted are {', '.join(PROJECTIONS)}.")
         if self.shares not in SHARES:
             raise ConfigurationError(f"--shares is {self.shares!r}; accepted are {', '.join(SHARES)}.")
+        if self.precondition not in PRECONDITIONERS:
+            raise ConfigurationError(
+                f"--precondition is {self.precondition!r}; accepted are {', '.join(PRECONDITIONERS)}."
+            )
         for name in ("dim", "rows_per_block", "batch_tokens", "threads_per_worker"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -101,6 +118,10 @@ class SetConfig:
 
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     rows: RowConfig = field(default_factory=RowConfig)
+
+    def __post_init__(self) -> None:
+        if self.rows.precondition != "none" and self.selection.unit_type == "token-contribution":
+            raise ConfigurationError("--precondition kfac is for units with a loss of their own, not contributions.")
 
     def describe(self) -> dict[str, Any]:
         """As JSON."""

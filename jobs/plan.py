@@ -1,6 +1,7 @@
 """From a configuration and a model to a plan: blocks, projection, rows per block, and what it will cost."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,8 @@ from ..attribution.blocks import Block, Coverage, find_blocks
 from ..attribution.energy import energy_shares
 from ..attribution.engine import GradientEngine
 from ..attribution.losses import TokenBatch, token_losses
-from ..attribution.projection import Identity, Projection, TensorSketch, TwoSided
+from ..attribution.preconditioning import Kronecker, KroneckerFactors
+from ..attribution.projection import Identity, Projection
 from ..attribution.projection.describe import from_description
 from ..attribution.projection.split import split_dim
 from ..errors import ConfigurationError, NoSpaceError
@@ -58,20 +60,28 @@ def make_projection(config: RowConfig, loaded: LoadedModel, blocks: tuple[Block,
     if config.projection == "none":
         return Identity()
     sizes = [b.numel for b in blocks]
-    if config.shares == "energy":
+    if config.shares == "energy" and config.precondition == "none":
         shares = energy_shares(loaded.model, blocks, vocab_size=loaded.model.config.vocab_size)
     else:
-        shares = np.array(sizes if config.shares == "size" else np.ones(len(sizes)), np.float64)
+        shares = np.array(np.ones(len(sizes)) if config.shares == "equal" else sizes, np.float64)
     dims = split_dim(config.dim, shares, sizes)
-    if config.projection == "two-sided":
-        return TwoSided(dim_per_block=dims, seed=config.seed)
-    return TensorSketch(dim_per_block=dims, seed=config.seed)
+    kind, _, factors = config.projection.partition("two-sided-")
+    description: dict[str, Any] = {"kind": kind or "two-sided", "dim_per_block": list(dims), "seed": config.seed}
+    more: dict[str, dict[str, Any]] = {
+        "two-sided": {"factors": factors or "rademacher"},
+        "wide": {"side_factor": 4},
+        "sparse-jl": {"nonzeros": 1},
+    }
+    return from_description(description | more.get(description["kind"], {}))
 
 
 def make_engine(
-    config: RowConfig, loaded: LoadedModel, planned: dict[str, Any] | None = None
+    config: RowConfig,
+    loaded: LoadedModel,
+    planned: dict[str, Any] | None = None,
+    factors: KroneckerFactors | None = None,
 ) -> tuple[GradientEngine[TokenBatch], Projection, Coverage]:
-    """The engine for a model under the configuration, proved on a tiny batch.
+    """The engine for a model under the configuration, proved on a tiny batch; and the projection without `factors`.
 
     `planned` is the projection's description in an existing plan, which is then taken as it stands.
     """
@@ -79,20 +89,30 @@ def make_engine(
     if config.require_coverage:
         coverage.require()
     projection = from_description(planned) if planned else make_projection(config, loaded, coverage.blocks)
-    engine = GradientEngine[TokenBatch](loaded.model, projection, coverage.blocks)
+    whole = projection if factors is None else Kronecker(base=projection, factors=factors)
+    engine = GradientEngine[TokenBatch](loaded.model, whole, coverage.blocks)
     _prove(engine, loaded)
     return engine, projection, coverage
 
 
-def make_plan(config: SetConfig, loaded: LoadedModel, before: dict[str, Any] | None = None) -> dict[str, Any]:
+def make_plan(config: SetConfig, loaded: LoadedModel, earlier: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """The plan as set.json keeps it, without the units: everything that decides the bytes of the rows.
 
-    `before` is an earlier plan of the same row set: where it was asked for with the same words, of the same weights,
-    its projection stands, whatever this machine would have measured.
+    `earlier` are plans of the same run: where one was asked for with the same words, of the same weights, its
+    projection stands, whatever this machine would have measured.
     """
-    request = {name: getattr(config.rows, name) for name in ("projection", "dim", "shares", "seed", "blocks")}
-    same = before and before["request"] == request and before["model"]["fingerprint"] == loaded.fingerprint
-    engine, projection, coverage = make_engine(config.rows, loaded, before["projection"] if before and same else None)
+    request = {
+        name: getattr(config.rows, name) for name in ("projection", "dim", "shares", "seed", "precondition", "blocks")
+    }
+    planned = next(
+        (
+            plan["projection"]
+            for plan in earlier
+            if plan["request"] == request and plan["model"]["fingerprint"] == loaded.fingerprint
+        ),
+        None,
+    )
+    engine, projection, coverage = make_engine(config.rows, loaded, planned)
     device = torch.device(loaded.model.device).type
     length = window_tokens(config, loaded)
     return {
@@ -109,7 +129,7 @@ def make_plan(config: SetConfig, loaded: LoadedModel, before: dict[str, Any] | N
         "selection": config.describe()["selection"],
         "request": request,
         "projection": projection.describe(),
-        "preconditioner": "none",
+        "preconditioner": config.rows.precondition,
         "dim": engine.dim,
         "blocks": [
             {

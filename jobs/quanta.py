@@ -213,8 +213,8 @@ def _role_evidence(
 
 
 def require_comparable(quanta: Quanta, other: RowSet) -> None:
-    """RunMismatchError unless another row set has the same checkpoint and projection."""
-    for key in ("projection", "blocks", "dim"):
+    """RunMismatchError unless another row set has the same checkpoint, projection and preconditioner."""
+    for key in ("projection", "blocks", "dim", "preconditioner", "files"):
         if quanta.row_set.plan[key] != other.plan[key]:
             raise RunMismatchError(
                 f"Row sets {quanta.row_set.name!r} and {other.name!r} differ in {key}: their rows cannot be compared."

@@ -24,6 +24,7 @@ from .contexts import Contexts
 from .data import Document
 from .model import LoadedModel, ModelSource, load_model
 from .plan import make_engine
+from .precondition import stored_factors
 from .quanta import Quanta, require_comparable
 from .tokens import tokenise
 
@@ -137,8 +138,9 @@ class Tracer:
 
     @cached_property
     def _engine(self) -> GradientEngine[TokenBatch]:
-        plan = self.quanta.row_set.plan
-        return make_engine(RowConfig(**plan["request"]), self._loaded, plan["projection"])[0]
+        row_set = self.quanta.row_set
+        config = RowConfig(**row_set.plan["request"])
+        return make_engine(config, self._loaded, row_set.plan["projection"], stored_factors(row_set))[0]
 
     @cached_property
     def _reference(self) -> Float32[np.ndarray, " reference"]:

@@ -14,12 +14,13 @@ from jaxtyping import Int
 from ..attribution.engine import GradientEngine
 from ..attribution.losses import TokenBatch, token_losses
 from ..attribution.selection import ends_seen_trigram, low_loss
-from ..errors import RunMismatchError
+from ..errors import RunMismatchError, WorkerFailedError
 from ..storage.rowset import RowBlock, RowSet
 from ..storage.run import Run
 from .config import SetConfig
 from .model import LoadedModel, ModelSource, load_model
 from .plan import make_engine
+from .precondition import stored_factors
 from .unit_rows import Task, batch_ids, unit_rows
 
 _SCAN_BATCH = 16
@@ -35,6 +36,8 @@ class Worker:
         self._set = self._run.new_row_set(set_name)
         self._config = config
         self._loaded = load_model(model)
+        self._batch_tokens: int | None = None
+        """Less than planned, once the device's memory did not suffice."""
 
     @cached_property
     def _engine(self) -> GradientEngine[TokenBatch]:
@@ -44,16 +47,27 @@ class Worker:
                 f"The worker's model has fingerprint {self._loaded.fingerprint[:12]}…, row set {self._set.name!r} was "
                 f"planned with {planned[:12]}…: the model changed meanwhile."
             )
-        return make_engine(self._config.rows, self._loaded, self._set.plan["projection"])[0]
+        return make_engine(self._config.rows, self._loaded, self._set.plan["projection"], stored_factors(self._set))[0]
 
     def scan(self, windows: Int[np.ndarray, "window 3"]) -> pa.Table:
         """The token-loss candidates of some windows (document, first token, last token exclusive), sorted."""
         return scan_windows(self._run, windows, self._loaded, max_loss=self._config.selection.max_loss)
 
     def collect(self, block: int) -> dict[str, Any]:
-        """Compute and commit one block; returns its record, with the tokens that its units read."""
-        content, num_tokens = collect_block(self._run, self._set, block, self._engine)
-        return self._set.commit(block, content) | {"num_tokens": num_tokens}
+        """Compute and commit one block; returns its record, with the tokens that its units read.
+
+        Where the device's memory does not suffice, batches are halved, for this block and later ones, and the record
+        says so. WorkerFailedError where not even one text fits.
+        """
+        while True:
+            try:
+                content, num_tokens = collect_block(
+                    self._run, self._set, block, self._engine, batch_tokens=self._batch_tokens
+                )
+            except torch.OutOfMemoryError as error:
+                self._batch_tokens = _halved(self._batch_tokens or int(self._set.plan["batch_tokens"]), error)
+            else:
+                return self._set.commit(block, content) | {"num_tokens": num_tokens}
 
 
 def scan_windows(run: Run, windows: Int[np.ndarray, "window 3"], loaded: LoadedModel, *, max_loss: float) -> pa.Table:
@@ -90,14 +104,37 @@ def scan_windows(run: Run, windows: Int[np.ndarray, "window 3"], loaded: LoadedM
     )
 
 
-def collect_block(run: Run, row_set: RowSet, block: int, engine: GradientEngine[TokenBatch]) -> tuple[RowBlock, int]:
-    """The rows of one block's units, in order, and the number of tokens that they read."""
+def _halved(batch_tokens: int, error: torch.OutOfMemoryError) -> int:
+    if batch_tokens <= 1:  # one text at a time
+        raise WorkerFailedError(
+            f"One text does not fit in the device's memory ({str(error).splitlines()[0]}). Give a smaller "
+            "--window-tokens, fewer --blocks, or --dtype bfloat16. What was committed is safe."
+        ) from error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return batch_tokens // 2
+
+
+def collect_block(
+    run: Run,
+    row_set: RowSet,
+    block: int,
+    engine: GradientEngine[TokenBatch],
+    *,
+    batch_tokens: int | None = None,
+) -> tuple[RowBlock, int]:
+    """The rows of one block's units, in order, and the number of tokens that they read.
+
+    `batch_tokens` is for a device whose memory does not suffice for the plan's; rows then differ by rounding.
+    """
+    plan = row_set.plan if batch_tokens is None else row_set.plan | {"batch_tokens": batch_tokens}
     first, last = row_set.block_range(block)
     selection = row_set.selection()
     units = selection.slice(first, last - first)
-    made = unit_rows(Task(run=run, units=units, selection=selection, engine=engine, plan=row_set.plan))
+    made = unit_rows(Task(run=run, units=units, selection=selection, engine=engine, plan=plan))
     table = units.set_column(units.column_names.index("loss"), "loss", pa.array(made.losses, pa.float32()))
-    return RowBlock(rows=made.rows, block_norms=made.block_norms, units=table), made.num_tokens
+    content = RowBlock(rows=made.rows, block_norms=made.block_norms, units=table, batch_tokens=batch_tokens)
+    return content, made.num_tokens
 
 
 @torch.no_grad()

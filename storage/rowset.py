@@ -40,6 +40,8 @@ class RowBlock:
     block_norms: Float[np.ndarray, "unit block"]
     units: pa.Table
     """One line per unit: its selection's columns, and `loss`."""
+    batch_tokens: int | None = None
+    """Where memory forced smaller batches than planned: their padded tokens."""
 
 
 class RowSet:
@@ -66,8 +68,8 @@ class RowSet:
         key = f"{self.folder}/set.json"
         return decode_json(self._store.read(key), str(self._store.path(key)))
 
-    def freeze(self, plan: dict[str, Any], selection: pa.Table) -> None:
-        """Write the selection, the arrays' metadata, then set.json: from here on the plan stands.
+    def freeze(self, plan: dict[str, Any], selection: pa.Table, files: dict[str, bytes] | None = None) -> None:
+        """Write the selection, `files`, the arrays' metadata, then set.json: from here on the plan stands.
 
         `plan` needs `dim`, `rows_per_block` and `blocks` (each block's name and column range).
         """
@@ -76,12 +78,15 @@ class RowSet:
         arrays = _array_metadata(len(selection), plan["dim"], len(plan["blocks"]), plan["rows_per_block"])
         for name, metadata in arrays.items():
             self._store.replace(f"{self.folder}/{name}/zarr.json", metadata)
+        for name, content in (files or {}).items():
+            self._store.replace(f"{self.folder}/{name}", content)
         value = plan | {
             "num_units": len(selection),
             "dtype": "float16",
             "row_scale": "row / norm · sqrt(dim)",
             "selection_sha256": digest(data),
             "arrays": {name: digest(metadata) for name, metadata in arrays.items()},
+            "files": {name: digest(content) for name, content in (files or {}).items()},
         }
         if not self._store.claim(f"{self.folder}/set.json", encode_json(value)) and self.plan != value:
             raise RunMismatchError(
@@ -91,6 +96,13 @@ class RowSet:
     def selection(self) -> pa.Table:
         """The units that the plan fixed, in order: unit, document, first_token, last_token, offsets, loss, labels."""
         return read_table(self._store, f"{self.folder}/selection.parquet", self.plan["selection_sha256"])
+
+    def read(self, name: str) -> bytes:
+        """A file that the plan came with, checked."""
+        key = f"{self.folder}/{name}"
+        data = self._store.read(key)
+        check(data, self.plan["files"][name], str(self._store.path(key)))
+        return data
 
     def __len__(self) -> int:
         return int(self.plan["num_units"])
@@ -133,6 +145,8 @@ class RowSet:
             "refused": int((status == Status.REFUSED).sum()),
             "files": {key.removeprefix(self.folder + "/"): digest(data) for key, data in files.items()},
         }
+        if content.batch_tokens is not None:
+            record["batch_tokens"] = content.batch_tokens
         if not self._store.exists(self._record(block)):
             for key, data in files.items():
                 self._store.replace(key, data)

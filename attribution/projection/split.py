@@ -20,8 +20,9 @@ LEAST = 8
 def split_dim(dim: int, shares: Float[np.ndarray, " block"], sizes: Sequence[int]) -> tuple[int, ...]:
     """Numbers per block: about in proportion to `shares`, at least LEAST, at most the block's own `sizes`.
 
-    They add up to at most `dim`, mostly to a little less: lengths are products of 2, 3 and 5, which Fourier
-    transforms are quick for (elsewhere they take up to ten times as long). Raises ConfigurationError where `dim` does not suffice, and for shares that are negative, not finite, or all zero.
+    They add up to at most `dim`: lengths are products of 2, 3 and 5, which Fourier transforms are quick for (elsewhere
+    they take up to ten times as long). Raises ConfigurationError where `dim` does not suffice, and for shares that are
+    negative, not finite, or all zero.
     """
     shares = np.asarray(shares, np.float64)
     if len(shares) != len(sizes) or not np.isfinite(shares).all() or (shares < 0).any() or not shares.sum() > 0:

@@ -19,7 +19,8 @@ COMMANDS = {
         "--dataset-revision --text-field --prompt-field --completion-field --messages-field --id-field --label "
         "--bad-rows --max-documents --no-text --window-tokens --loss-reduction --group-by "
         "--max-loss --max-units --max-per-window --scan-tokens "
-        "--projection --dim --seed --shares --blocks --require-coverage --rows-per-block --batch-tokens --workers "
+        "--projection --dim --seed --precondition --shares --blocks --require-coverage --rows-per-block --batch-tokens "
+        "--workers "
         "--threads-per-worker --gpus-per-worker --ray-address --allow-no-token --dry-run --json"
     ),
     "cluster": "RUN --name --rows --num-quanta --min-cosine --whitening --seed --json",
