@@ -19,7 +19,7 @@ from ..errors import ConfigurationError, CoverageError
 
 Kind = Literal["linear", "head", "convolution", "embedding", "norm", "experts", "other"]
 KINDS: tuple[Kind, ...] = ("linear", "head", "convolution", "embedding", "norm", "experts", "other")
-Tap = Literal["linear", "convolution", "embedding", "experts"]
+Tap = Literal["linear", "convolution", "embedding", "experts", "norm"]
 
 PAPER_KINDS: frozenset[Kind] = frozenset(KINDS) - {"head", "embedding", "norm"}
 """Michaud et al. 2023, appendix: "all parameters except embeddings, unembeddings and layer norms"."""
@@ -190,12 +190,26 @@ def _tapped(module: nn.Module) -> Iterable[tuple[Tensor, Tap]]:
     if is_fused_experts(module):
         first = "gate_up_proj" if module.has_gate else "up_proj"
         return [(_tensor(getattr(module, n)), "experts") for n in (first, "down_proj")]
+    if is_norm(module):
+        return [(next(module.parameters(recurse=False)), "norm")]
     return []
 
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module computes x Wᵀ + b, whichever way round it stores W."""
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module may compute x̂ ⊙ w + b over its last axis: by its name, and by what it owns."""
+    own = dict(module.named_parameters(recurse=False))
+    return (
+        bool(re.search(r"layer_?norm|rms_?norm", type(module).__name__.lower()))
+        and not any(True for _ in module.children())
+        and 1 <= len(own) <= 2
+        and all(p.dim() == 1 and p.shape == next(iter(own.values())).shape for p in own.values())
+        and list(own)[1:] in ([], ["bias"])
+    )
 
 
 def is_fused_experts(module: nn.Module) -> bool:
@@ -208,6 +222,16 @@ def _tapped_block(
     module: nn.Module, weight: Tensor, tap: Tap, uses: tuple[Use, ...], names: dict[int, str], *, is_head: bool
 ) -> Block:
     own = names[id(weight)]
+    if tap == "norm":
+        both = tuple(names[id(p)] for p in module.parameters(recurse=False))
+        return Block(
+            name=own.rpartition(".")[0] or own,
+            kind="norm",
+            parameters=both,
+            rows=1,
+            columns=len(both) * weight.numel(),
+            uses=uses,
+        )
     bias = _bias(module, weight, tap)
     folded = bias is not None and len(uses) == 1 and bias.is_floating_point()
     transposed = type(module).__name__ == "Conv1D" or (tap == "experts" and bool(module.is_transposed))

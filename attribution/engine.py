@@ -280,7 +280,7 @@ class GradientEngine(Generic[Batch]):
         for (name, _), gradient in zip(recorder.parameter_leaves, found[start : start + len(copies)], strict=True):
             if gradient is not None:
                 recorder.add_vector(name, gradient)
-        for number in self.route.copied:
+        for number in self.route.in_full:
             recorder.finish(number, self.blocks[number], self.model)
 
     def _loop(self, values: Tensor, rows: Float[Tensor, "unit dim"]) -> None:

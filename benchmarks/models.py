@@ -26,7 +26,7 @@ def neox(width: int, layers: int, vocabulary: int, *, context: int = 256) -> Pre
 
 
 def mixtral(quick: bool) -> PreTrainedModel:
-    width = 128 if quick else 256
+    width = 128 if quick else 512
     config = MixtralConfig(
         vocab_size=4096,
         hidden_size=width,

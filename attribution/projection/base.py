@@ -5,6 +5,7 @@ and g the loss's gradient at its output (rows). A factored projection compresses
 backward pass, and combines the two, without ever forming Gₙ.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -41,6 +42,15 @@ class BlockProjection(Protocol):
 
     def project(self, gradient: Float[Tensor, "example row column"]) -> Float[Tensor, "example dim"]:
         """The same map applied to gradients that were formed in full."""
+        ...
+
+
+@runtime_checkable
+class GroupedBlockProjection(Protocol):
+    """A block projection that takes the rows' side of many groups (experts) at once, quicker than one by one."""
+
+    def grouped_rows(self, values: Float[Tensor, "pair width"], counts: Sequence[int]) -> Tensor:
+        """`rows` of vectors sorted by group, `counts[e]` of group e, which cover rows e · width and on."""
         ...
 
 

@@ -12,6 +12,7 @@ orderings of both pairs that have b(i, j) = b(i′, j′); then Var = Σ C(p, q)
 and independent signs it would be (‖A‖²‖B‖² + ⟨A, B⟩² − 2 Σ A²B²) / m.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -67,6 +68,15 @@ class TensorSketchBlock:
         signs = self.row_signs[start : start + values.shape[-1]]
         return torch.fft.rfft(_sketch(values, signs, self.dim, self._strides[0], start))
 
+    def grouped_rows(self, values: Float[Tensor, "pair width"], counts: Sequence[int]) -> Tensor:
+        """`rows` of vectors sorted by group: one transform for all of them."""
+        width = values.shape[-1]
+        sketch = values.new_zeros(len(values), self.dim)
+        parts = zip(values.split(list(counts)), sketch.split(list(counts)), strict=True)
+        for start, (own, into) in zip(range(0, width * len(counts), width), parts, strict=True):
+            _add_sketch(into, own, self.row_signs[start : start + width], self._strides[0], start)
+        return torch.fft.rfft(sketch)
+
     def columns(self, values: Float[Tensor, "example position column"], *, constant: bool = False) -> Tensor:
         """F(C x), complex, [example, position, frequency]."""
         width, stride = values.shape[-1], self._strides[1]
@@ -114,18 +124,27 @@ class TensorSketchBlock:
 def _sketch(
     values: Float[Tensor, "... width"], signs: Float[Tensor, " width"], dim: int, stride: int, start: int = 0
 ) -> Float[Tensor, "... dim"]:
-    """Σ, with signs, over the entries whose index (counted from `start`) times stride is equal modulo dim.
-
-    Piece by piece into one accumulator: no signed copy of the values is made.
-    """
+    """Σ, with signs, over the entries whose index (counted from `start`) times stride is equal modulo dim."""
     sketch = values.new_zeros(*values.shape[:-1], dim)
+    _add_sketch(sketch, values, signs, stride, start)
+    return sketch
+
+
+def _add_sketch(
+    sketch: Float[Tensor, "... dim"],
+    values: Float[Tensor, "... width"],
+    signs: Float[Tensor, " width"],
+    stride: int,
+    start: int,
+) -> None:
+    """Piece by piece into one accumulator: no signed copy of the values is made."""
+    dim = sketch.shape[-1]
     if stride > 1:  # then no two entries meet
         sketch[..., start * stride : (start + values.shape[-1]) * stride : stride] = values * signs
-        return sketch
+        return
     first = 0
     while first < values.shape[-1]:
         bucket = (start + first) % dim
         last = min(first + dim - bucket, values.shape[-1])
         sketch[..., bucket : bucket + last - first].addcmul_(values[..., first:last], signs[first:last])
         first = last
-    return sketch

@@ -16,6 +16,7 @@ from .copies import copies_forward
 from .embedding import embedding_forward
 from .experts import ExpertMap, experts_forward
 from .linear import linear_hook
+from .norm import norm_hook
 from .recorder import Recorder
 
 
@@ -67,8 +68,13 @@ def _attach(
         assert isinstance(module, nn.Embedding)
         _replace_forward(stack, module, embedding_forward(recorder, name, number, module))
         return
-    hook = linear_hook if use.tap == "linear" else convolution_hook
-    handle = module.register_forward_hook(hook(recorder, name, number, bias=block.bias), with_kwargs=True)
+    if use.tap == "norm":
+        hook = norm_hook(recorder, name, module, block.parameters)
+    elif use.tap == "linear":
+        hook = linear_hook(recorder, name, number, bias=block.bias)
+    else:
+        hook = convolution_hook(recorder, name, number, bias=block.bias)
+    handle = module.register_forward_hook(hook, with_kwargs=True)
     stack.callback(handle.remove)
 
 

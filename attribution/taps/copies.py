@@ -26,7 +26,7 @@ def copies_forward(
     and positions on one axis) that tensor's length, are split by example; everything else is shared. `by_position`
     makes a copy for every position: right for modules that treat each vector by itself.
     """
-    bare = _Bare(module)
+    bare = Bare(module)
 
     def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - any module's signature
         given, spec = tree_flatten((args, kwargs))
@@ -68,7 +68,7 @@ def copies_forward(
     return forward
 
 
-class _Bare(nn.Module):
+class Bare(nn.Module):
     """A module's own forward, without the hooks that its call runs: these run once, on all examples."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -77,6 +77,7 @@ class _Bare(nn.Module):
         self._original = module.forward
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - any module's signature
+        """What the module computes."""
         return self._original(*args, **kwargs)
 
 

@@ -7,13 +7,13 @@ goes into and comes out of both maps. Contract of these modules: transformers' `
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
-from jaxtyping import Inexact, Int
+from jaxtyping import Float, Inexact, Int
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
+from ..projection.base import GroupedBlockProjection
 from .recorder import NoExamplesError, Recorder
 
 
@@ -50,60 +50,106 @@ def experts_forward(
     recorder: Recorder, name: str, module: nn.Module, first: ExpertMap, second: ExpertMap
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """A replacement for the module's `forward(hidden_states, top_k_index, top_k_weights)`."""
-
     experts = cast(FusedExperts, module)
 
     def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         if hidden_states.dim() != 2 or recorder.read(name, hidden_states, vectors=1) == "shared":
             raise NoExamplesError(name, f"saw tokens of shape {tuple(hidden_states.shape)}")
-        top_k = top_k_index.shape[-1]
+        num_tokens, top_k = top_k_index.shape
         expert, order = torch.sort(top_k_index.reshape(-1), stable=True)
         counts = torch.bincount(expert, minlength=experts.num_experts)[: experts.num_experts].tolist()
-        routed = _Routed(order=order, counts=counts, top_k=top_k)
-        inner = _map(recorder, module, first, hidden_states[order // top_k], routed)
+        routed = _Routed(order=order, inverse=torch.argsort(order), counts=counts)
+        pairs = hidden_states.unsqueeze(1).expand(-1, top_k, -1).reshape(num_tokens * top_k, -1)
+        inner = _map(recorder, module, first, routed.by_expert(pairs), routed)
         inner = experts._apply_gate(inner) if experts.has_gate else experts.act_fn(inner)
         outer = _map(recorder, module, second, inner, routed)
         if experts.has_post_expert_norm:
             outer = experts.post_expert_norm(outer)
-        weighted = outer * top_k_weights.reshape(-1)[order].unsqueeze(-1)
-        pairs = torch.empty_like(weighted).index_copy(0, order, weighted)
-        return pairs.reshape(len(hidden_states), top_k, -1).sum(1).to(hidden_states.dtype)
+        weighted = routed.by_token(outer).reshape(num_tokens, top_k, -1) * top_k_weights.unsqueeze(-1)
+        return weighted.sum(1).to(hidden_states.dtype)
 
     return forward
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Routed:
-    order: Int[Tensor, " pair"]
-    """Pairs (token · k + choice) sorted by expert."""
-    counts: list[int]
-    top_k: int
+    """Pairs of token and expert: token · k + choice, and the same sorted by expert."""
 
-    def as_positions(self, sorted_pairs: Tensor, num_examples: int) -> Inexact[Tensor, "example pair width"]:
-        """From the order of experts back to the order of tokens, with an example's pairs together."""
-        pairs = torch.empty_like(sorted_pairs).index_copy(0, self.order, sorted_pairs)
-        return pairs.reshape(num_examples, -1, pairs.shape[-1])
+    order: Int[Tensor, " pair"]
+    inverse: Int[Tensor, " pair"]
+    counts: list[int]
+    """Pairs of each expert."""
+
+    def by_expert(self, pairs: Inexact[Tensor, "pair width"]) -> Inexact[Tensor, "pair width"]:
+        """From the order of tokens to that of experts."""
+        return _permute(pairs, self.order, self.inverse)
+
+    def by_token(self, pairs: Inexact[Tensor, "pair width"]) -> Inexact[Tensor, "pair width"]:
+        """From the order of experts back to that of tokens."""
+        return _permute(pairs, self.inverse, self.order)
+
+    def by_example(self, pairs: Tensor, num_examples: int) -> Inexact[Tensor, "example pair width"]:
+        """`by_token`, with an example's pairs together."""
+        return self.by_token(pairs).reshape(num_examples, -1, pairs.shape[-1])
+
+
+class _Permute(torch.autograd.Function):
+    """Rows in another order. Its derivative is a permutation too, where indexing's is a slow sum."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        del inverse
+        return rows.index_select(0, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ANN401 - torch's protocol
+        del output
+        _, order, inverse = inputs
+        ctx.save_for_backward(order, inverse)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401 - torch's protocol
+        order, inverse = ctx.saved_tensors
+        return _permute(gradient, inverse, order), None, None
+
+
+def _permute(rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    result: Tensor = _Permute.apply(rows, order, inverse)  # type: ignore[no-untyped-call]  # torch gives it no types
+    return result
 
 
 def _map(recorder: Recorder, module: nn.Module, which: ExpertMap, x: Tensor, routed: _Routed) -> Tensor:
     """x Wₑᵀ + bₑ for each expert's tokens, tapped."""
     weight = getattr(module, which.weight)
-    bias = getattr(module, which.bias) if which.bias else None
-    parts = [
-        linear(part, weight[e].T if module.is_transposed else weight[e], None if bias is None else bias[e])
-        for e, part in enumerate(torch.split(x, routed.counts))
-    ]
-    output = torch.cat(parts)
+    weight = weight if module.is_transposed else weight.transpose(-2, -1)
+    output = _grouped_product(x, weight, routed.counts)
+    if which.bias:
+        output = output + getattr(module, which.bias).repeat_interleave(
+            torch.tensor(routed.counts, device=x.device), dim=0, output_size=len(x)
+        )
     if which.number is None:
         return output
     number, projection = which.number, recorder.projections[which.number]
-    kept = projection.columns(x.detach().to(recorder.dtype)[None], constant=bias is not None)[0]
-    columns = routed.as_positions(kept, recorder.num_examples)
+    given = routed.by_example(x.detach().to(recorder.dtype), recorder.num_examples)
+    columns = projection.columns(given, constant=which.bias is not None)
     width = output.shape[-1]
 
     def backward(gradient: Tensor) -> None:
-        split = torch.split(gradient.to(recorder.dtype), routed.counts)
-        rows = torch.cat([projection.rows(g[None], start=e * width)[0] for e, g in enumerate(split) if len(g)])
-        recorder.add(number, routed.as_positions(rows, recorder.num_examples), columns)
+        g = gradient.to(recorder.dtype)
+        if isinstance(projection, GroupedBlockProjection):
+            rows = projection.grouped_rows(g, routed.counts)
+        else:
+            parts = enumerate(torch.split(g, routed.counts))
+            rows = torch.cat([projection.rows(part[None], start=e * width)[0] for e, part in parts if len(part)])
+        recorder.add(number, routed.by_example(rows, recorder.num_examples), columns)
 
     return recorder.watch(output, backward)
+
+
+def _grouped_product(
+    x: Float[Tensor, "pair column"], weight: Float[Tensor, "expert column row"], counts: list[int]
+) -> Float[Tensor, "pair row"]:
+    """x Wₑ, for vectors sorted by expert."""
+    return torch.cat([part @ weight[e] for e, part in enumerate(torch.split(x, counts))])

@@ -124,6 +124,12 @@ class Recorder:
             part, sums = combine(rows, columns), self.unplaced
         sums[number] = sums[number] + part if number in sums else part
 
+    def summed(self, values: Float[Tensor, "example position width"]) -> Float[Tensor, "copy width"]:
+        """Summed over positions, or over what belongs to one position where these are kept apart."""
+        if self.num_positions is None or values.shape[1] % self.num_positions or not values.shape[1]:
+            return values.sum(1)
+        return values.reshape(self.num_examples * self.num_positions, -1, values.shape[-1]).sum(1)
+
     def add_vector(self, name: str, gradient: Float[Tensor, "copy ..."]) -> None:
         """Add what a backward pass found of one parameter's copies."""
         gradient = gradient.to(self.dtype)

@@ -28,6 +28,12 @@ class Route:
         return [number for number, owner in self._owners.items() if owner is not None]
 
     @property
+    def in_full(self) -> list[int]:
+        """Blocks whose gradient is formed in full before it is projected: copied ones, and tapped norms."""
+        norms = [n for n in sorted(self.tapped) if self._blocks[n].uses[0].tap == "norm"]
+        return [*norms, *self.copied]
+
+    @property
     def looped(self) -> list[int]:
         """Blocks that only one differentiation per unit covers."""
         return [number for number, owner in self._owners.items() if owner is None]
@@ -42,11 +48,13 @@ class Route:
         return "tap" if number not in self._owners else "loop" if self._owners[number] is None else "copies"
 
     def demote(self, number: int) -> None:
-        """From taps to copies in the module around; from copies to the loop."""
+        """From taps to copies in the module around (a norm: in itself); from copies to the loop."""
+        block = self._blocks[number]
+        owner = _owner(block.parameters[0])
         if number in self._owners:
             self._owners[number] = None
         else:
-            self._owners[number] = _owner(_owner(self._blocks[number].parameters[0]))
+            self._owners[number] = owner if block.uses[0].tap == "norm" else _owner(owner)
 
     def blocks_of(self, module: str) -> list[int]:
         """Blocks that are found at a module: by its tap, or by copies that it owns."""

@@ -157,54 +157,24 @@ def test_rows_are_autograds_own(architecture, unit, projection):
     assert_equal_rows(rows, torch.cat(wanted, dim=1))
 
 
-COPIES = {
-    "gpt2": ["transformer.h.N.ln_1", "transformer.h.N.ln_2", "transformer.ln_f"],
-    "neox": [
-        "gpt_neox.final_layer_norm",
-        "gpt_neox.layers.N.input_layernorm",
-        "gpt_neox.layers.N.post_attention_layernorm",
-    ],
-    "llama": ["model.layers.N.input_layernorm", "model.layers.N.post_attention_layernorm", "model.norm"],
-    "olmo": [],  # its norms have no parameters
-    "opt": ["model.decoder.layers.N.final_layer_norm", "model.decoder.layers.N.self_attn_layer_norm"],
+COPIES: dict[str, list[str]] = dict.fromkeys(ARCHITECTURES, []) | {
     "mamba": [  # dt_proj: the mixer uses its weight without calling it; conv1d has groups
         *("backbone.layers.N.mixer", "backbone.layers.N.mixer.conv1d", "backbone.layers.N.mixer.dt_proj"),
-        *("backbone.layers.N.norm", "backbone.norm_f"),
     ],
-    "mamba2": [
-        *("backbone.layers.N.mixer", "backbone.layers.N.mixer.conv1d", "backbone.layers.N.mixer.norm"),
-        *("backbone.layers.N.norm", "backbone.norm_f"),
-    ],
-    "rwkv": [
-        *("rwkv.blocks.N.attention", "rwkv.blocks.N.feed_forward", "rwkv.blocks.N.ln1", "rwkv.blocks.N.ln2"),
-        *("rwkv.blocks.N.pre_ln", "rwkv.ln_out"),
-    ],
-    "bert": [
-        *("bert.embeddings.LayerNorm", "bert.encoder.layer.N.attention.output.LayerNorm"),
-        *("bert.encoder.layer.N.output.LayerNorm", "cls.predictions.bias", "cls.predictions.transform.LayerNorm"),
-    ],
+    "mamba2": ["backbone.layers.N.mixer", "backbone.layers.N.mixer.conv1d"],
+    "rwkv": ["rwkv.blocks.N.attention", "rwkv.blocks.N.feed_forward"],
+    "bert": ["cls.predictions.bias"],
     "t5": [
-        *("decoder.block.N.layer.N.SelfAttention.relative_attention_bias", "decoder.block.N.layer.N.layer_norm"),
-        *("decoder.final_layer_norm", "encoder.block.N.layer.N.SelfAttention.relative_attention_bias"),
-        *("encoder.block.N.layer.N.layer_norm", "encoder.final_layer_norm"),
+        "decoder.block.N.layer.N.SelfAttention.relative_attention_bias",
+        "encoder.block.N.layer.N.SelfAttention.relative_attention_bias",
     ],
-    "vit": [
-        *("vit.embeddings", "vit.layernorm", "vit.layers.N.layernorm_after", "vit.layers.N.layernorm_before"),
-    ],
+    "vit": ["vit.embeddings"],
     "image_net": ["1", "3", "4"],
     "volume_net": ["2", "7"],
-    "plain_modules": ["attention", "attention.out_proj", "norm", "pair"],
-    "lora": [],
-}
-COPIES |= {
-    "neox_tied": COPIES["neox"],
-    "qwen3": sorted([*COPIES["llama"], "model.layers.N.self_attn.k_norm", "model.layers.N.self_attn.q_norm"]),
-    "gemma": COPIES["llama"],
-    "mixtral": sorted([*COPIES["llama"], "model.layers.N.mlp.gate"]),
-}
-COPIES |= {
-    "qwen3_moe": sorted([*COPIES["qwen3"], "model.layers.N.mlp.gate"]),
-    "gpt_oss": sorted([*COPIES["llama"], "model.layers.N.mlp.router", "model.layers.N.self_attn.sinks"]),
+    "plain_modules": ["attention", "attention.out_proj", "pair"],
+    "mixtral": ["model.layers.N.mlp.gate"],
+    "qwen3_moe": ["model.layers.N.mlp.gate"],
+    "gpt_oss": ["model.layers.N.mlp.router", "model.layers.N.self_attn.sinks"],
 }
 """The blocks that copies cover, with N for numbers of layers; taps cover all others."""
 LOOPED = {"plain_modules": ["cell", "scale"]}

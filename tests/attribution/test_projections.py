@@ -494,7 +494,7 @@ def test_the_engines_taps_hold_under_every_projection(kind):
     projection = EVERY[kind]((12, 5, 9), 0)
     engine = GradientEngine(Words(), projection, find_blocks(Words(), "all").blocks)
     found = engine.rows(ids, word_losses)
-    assert [engine.route.way(n) for n in range(3)] == ["tap", "copies", "tap"]
+    assert [engine.route.way(n) for n in range(3)] == ["tap", "tap", "tap"]
     contributions = engine.contributions(ids, word_losses, num_examples=3, num_positions=4)
     assert torch.allclose(contributions.rows.sum(1) + contributions.unplaced, found.rows, atol=1e-10)
     model = Words()
