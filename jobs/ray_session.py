@@ -112,6 +112,15 @@ def _authenticate(options: RayOptions) -> None:
     if options.address is None:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(_own_token())
+        _reread_authentication()
+
+
+def _reread_authentication() -> None:
+    """Ray reads these variables when it is imported, which the caller may have done long before."""
+    raylet = sys.modules.get("ray._raylet")
+    if raylet is not None:
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @cache
