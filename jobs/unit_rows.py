@@ -21,6 +21,8 @@ from .config import SelectionConfig
 from .select import grouped_windows
 from .tokens import spans
 
+_MAX_PADDING = 0.05
+
 Span = tuple[int, int, int]
 """Document, first token, last token exclusive."""
 
@@ -49,13 +51,7 @@ class Task:
 
     def batches(self, lengths: Int[np.ndarray, " text"]) -> Iterator[tuple[Int[np.ndarray, " example"], int]]:
         """Texts that go through the model together, long ones first, and the longest's number of tokens."""
-        order = np.argsort(-lengths, kind="stable")
-        start = 0
-        while start < len(order):
-            longest = int(lengths[order[start]])
-            chosen = order[start : start + max(1, int(self.plan["batch_tokens"]) // longest)]
-            start += len(chosen)
-            yield chosen, longest
+        return fill_batches(lengths, int(self.plan["batch_tokens"]))
 
     def tokens(self, spans: list[Span], length: int, example: np.ndarray, position: np.ndarray) -> TokenBatch:
         """Texts padded to `length`, and the tokens among them whose losses are asked for."""
@@ -71,6 +67,24 @@ class Task:
         positions = [p[p > 0] for p in positions]
         example = np.repeat(np.arange(len(spans)), [len(p) for p in positions])
         return self.tokens(spans, length, example, np.concatenate(positions))
+
+
+def fill_batches(
+    lengths: Int[np.ndarray, " text"], batch_tokens: int
+) -> Iterator[tuple[Int[np.ndarray, " example"], int]]:
+    """Texts that go through the model together, long ones first, and the longest's number of tokens.
+
+    A batch holds at most `batch_tokens` padded tokens (or one text), of which at most a twentieth is padding.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        longest = int(lengths[order[start]])
+        candidates = order[start : start + max(1, batch_tokens // longest)]
+        padding = 1 - np.cumsum(lengths[candidates]) / (longest * np.arange(1, len(candidates) + 1))
+        chosen = candidates[: max(1, int(np.searchsorted(padding, _MAX_PADDING, side="right")))]
+        start += len(chosen)
+        yield chosen, longest
 
 
 class UnitRows:

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from quantascope.attribution.blocks import find_blocks
@@ -20,6 +22,7 @@ from quantascope.jobs import plan as plans
 from quantascope.jobs.config import UNIT_TYPES, SelectionConfig, SetConfig
 from quantascope.jobs.select import select_units
 from quantascope.jobs.tokens import spans
+from quantascope.jobs.unit_rows import fill_batches
 from quantascope.jobs.worker import collect_block, scan_windows
 from quantascope.storage import Run, StoredDocument
 from tests.plain_loop import assert_equal_rows, plain_rows
@@ -203,7 +206,7 @@ def test_spans_of_one_context_share_a_forward_pass(run, engine, monkeypatch):
     plain = engine.rows
     monkeypatch.setattr(engine, "rows", lambda *a, **k: calls.append(len(a[2])) or plain(*a, **k))
     units, rows, _, _ = collected(run, engine, "span", window=20, batch_tokens=200)
-    assert calls == [6]
+    assert calls == [1, 2, 2, 1]  # the two spans of a context together; contexts of other lengths would be padding
     wanted = [
         (0, 0, [*range(1, 20)]),
         (1, 0, [3, 4]),
@@ -383,3 +386,14 @@ def test_an_estimate_counts_rows_and_the_passes_that_give_them(options, num_unit
 )
 def test_spans_are_the_runs_of_tokens_that_count(counts, found):
     assert spans(np.array(counts, np.bool_)) == found
+
+
+@given(st.lists(st.integers(1, 2_000), min_size=1, max_size=200), st.sampled_from([64, 512, 16_384]))
+def test_batches_hold_every_text_once_and_hardly_any_padding(lengths, batch_tokens):
+    lengths = np.array(lengths)
+    batches = list(fill_batches(lengths, batch_tokens))
+    assert sorted(np.concatenate([chosen for chosen, _ in batches]).tolist()) == list(range(len(lengths)))
+    for chosen, longest in batches:
+        assert longest == lengths[chosen].max()
+        assert len(chosen) == 1 or longest * len(chosen) <= batch_tokens
+        assert lengths[chosen].sum() >= 0.95 * longest * len(chosen)
