@@ -6,6 +6,7 @@ besides. A weight that several modules share is one block, the sum of all its us
 """
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -109,7 +110,7 @@ def find_blocks(model: nn.Module, choice: str = "paper") -> Coverage:
 
     `choice` is a comma-separated list of sets (paper, linear, all), kinds, and patterns over block names, of which a
     block must meet one; `last:N` restricts to the last N layers. Raises ConfigurationError for a choice that nothing
-    can meet, and CoverageError if no block is left.
+    can meet, and CoverageError if no block is left; warns of uncovered parameters.
     """
     uncovered = {n: f"stored as {p.dtype}" for n, p in model.named_parameters() if not p.is_floating_point()}
     every = tuple(_all_blocks(model, uncovered))
@@ -118,6 +119,13 @@ def find_blocks(model: nn.Module, choice: str = "paper") -> Coverage:
         raise CoverageError(
             f"{type(model).__name__} has no parameter that --blocks {choice} chooses; it has "
             f"{', '.join(sorted({b.kind for b in every})) or 'none at all'}. Accepted are {CHOICES}."
+        )
+    if uncovered:
+        names = ", ".join(list(uncovered)[:3])
+        warnings.warn(
+            f"{len(uncovered)} parameters can have no gradient, and have no rows: {names}…; "
+            "Coverage.require() makes this an error.",
+            stacklevel=2,
         )
     covered = {p for b in chosen for p in b.parameters}
     left_out = {p: b.kind for b in every for p in b.parameters if p not in covered}

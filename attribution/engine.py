@@ -11,6 +11,7 @@ with autograd's own gradient, and takes the next slower way for a block that dif
 Knows any torch module; nothing of documents, runs or Ray.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,8 +58,8 @@ class Contributions:
 class GradientEngine(Generic[Batch]):
     """A model, made ready for gradient rows under one projection.
 
-    Puts the model in eval mode and freezes its weights (dropout would make rows random). `prove=False` takes taps at
-    their word. Raises CoverageError where no parameter is left to cover.
+    Puts the model in eval mode, with a warning where it had dropout on, and freezes its weights. `prove=False` takes
+    taps at their word. Raises CoverageError where no parameter is left to cover.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class GradientEngine(Generic[Batch]):
         *,
         prove: bool = True,
     ) -> None:
+        _warn_of_dropout(model)
         self.model = model.eval().requires_grad_(False)
         self.blocks = find_blocks(model).blocks if blocks is None else blocks
         weight = next(model.parameters())
@@ -318,6 +320,16 @@ _TOLERANCE = {
     torch.float16: (0.1, 0.01),
 }
 """By the model's dtype: a block's error over its own norm, and over the whole row's, that is still rounding."""
+
+
+def _warn_of_dropout(model: nn.Module) -> None:
+    active = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0]
+    if active:
+        warnings.warn(
+            f"{type(model).__name__} has {len(active)} dropout layers on, which would make rows random: it is switched "
+            "to eval mode.",
+            stacklevel=3,
+        )
 
 
 def _examples(

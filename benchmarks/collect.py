@@ -6,6 +6,7 @@ wide, 4 layers); Mixtral and Mamba stand for experts and state spaces; `--widths
 """
 
 import argparse
+import copy
 import subprocess
 import sys
 import time
@@ -154,6 +155,22 @@ def token_work(model: PreTrainedModel, batch: TokenBatch, seed: int, per_window:
     return work
 
 
+def bfloat16_rows(model: PreTrainedModel, batch: TokenBatch, rounds: int) -> list[dict[str, Any]]:
+    """Rows and floor of the same weights in bfloat16; and how rows point where float32's do."""
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    exact = copy.deepcopy(half).to(torch.float32)  # the same weights, so that only the arithmetic differs
+    num = len(batch.ids)
+    engines = [engine_for(m, PROJECTIONS["tensor sketch"], "paper") for m in (half, exact)]
+    made = [e.rows(batch, mean_losses, num_examples=num).rows for e in engines]
+    work: Work = {
+        "floor, bfloat16": partial(floor, half, batch),
+        "windows, bfloat16, tensor sketch": partial(engines[0].rows, batch, mean_losses, num_examples=num),
+    }
+    rows = timed(work, "floor, bfloat16", rounds)
+    cosine = float(torch.cosine_similarity(*made).mean())
+    return [*rows, {"what": "mean cosine of bfloat16 rows with float32 rows", "over its floor": cosine}]
+
+
 def timed(work: Work, over: str, rounds: int) -> list[dict[str, Any]]:
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for number in range(rounds + 1):
@@ -225,6 +242,7 @@ def main() -> None:
         r | {"model": "GPT-NeoX"}
         for r in timed(token_work(model, batch, options.seed), "token floor", max(3, rounds // 3))
     ]
+    rows += [r | {"model": "GPT-NeoX"} for r in bfloat16_rows(model, batch, max(3, rounds // 3))]
     for name, other in (("Mixtral", mixtral(options.quick)), ("Mamba", mamba(options.quick))):
         small = window_batch(other, 4, 256 if name == "Mixtral" else 128, options.seed)
         rows += [r | {"model": name} for r in timed(window_work(other, small, peers=False), "floor", rounds)]
@@ -262,6 +280,9 @@ def bars(rows: list[dict[str, Any]]) -> list[Bar]:
         bar("GPT-NeoX", f"peak MB, {name}", 1.15)
         bar("Mixtral", f"windows, all blocks, {name}", 1.15)
         bar("Mamba", f"windows, all blocks, {name}", 1.3)
+    cosine = next(r["over its floor"] for r in rows if r["what"].startswith("mean cosine"))
+    name = "minus mean cosine of bfloat16 rows with float32 rows"
+    found.append(Bar(name=name, value=-cosine, limit=-0.999, holds=cosine >= 0.999))
     peer = next((r["over its floor"] for r in rows if r["what"].startswith("bergson")), None)
     for name in PROJECTIONS if peer is not None else ():
         bar("GPT-NeoX", f"windows, paper blocks, {name}", peer, "below bergson's: ")

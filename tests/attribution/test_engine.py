@@ -196,7 +196,8 @@ def test_the_backward_pass_stops_at_the_earliest_chosen_block():
 def test_parameters_that_can_have_no_gradient_are_named():
     model = nn.Sequential(nn.Linear(3, 3))
     model.register_parameter("table", nn.Parameter(torch.zeros(3, dtype=torch.int8), requires_grad=False))
-    coverage = find_blocks(model, "all")
+    with pytest.warns(UserWarning, match="1 parameters can have no gradient"):
+        coverage = find_blocks(model, "all")
     assert coverage.uncovered == {"table": "stored as torch.int8"}
     with pytest.raises(CoverageError, match="table"):
         coverage.require()
@@ -229,7 +230,8 @@ def test_a_batch_norm_with_running_statistics_has_rows_in_eval_mode():
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.ReLU(inplace=True), nn.Linear(4, 1))
     model = model.double().train()
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    engine = engine_of(model, Identity())
+    with pytest.warns(UserWarning, match="1 dropout layers on"):
+        engine = engine_of(model, Identity())
     assert not model.training
     assert_equal_rows(engine.rows(x, squares, num_examples=5).rows, plain_rows(engine, x, squares))
 
