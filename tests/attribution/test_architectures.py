@@ -158,7 +158,7 @@ def test_rows_are_autograds_own(architecture, unit, projection):
     assert_equal_rows(rows, torch.cat(wanted, dim=1))
 
 
-COPIES: dict[str, list[str]] = dict.fromkeys(ARCHITECTURES, []) | {
+COPIES: dict[str, list[str]] = {name: [] for name in ARCHITECTURES} | {
     "mamba": [  # dt_proj: the mixer uses its weight without calling it; conv1d has groups
         *("backbone.layers.N.mixer", "backbone.layers.N.mixer.conv1d", "backbone.layers.N.mixer.dt_proj"),
     ],
