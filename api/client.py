@@ -129,6 +129,8 @@ class Client:
             row_set = run.row_set(name)
             missing = row_set.missing_blocks()
             sets[name] = {
+                "schema_version": row_set.schema_version,
+                "goes_on": row_set.is_current,
                 "unit_type": row_set.plan["unit_type"],
                 "units": len(row_set),
                 "dim": row_set.plan["dim"],

@@ -1,8 +1,13 @@
 """Results as plain text, for the terminal. White space in tokens is made visible, as in the report."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..storage.migrations import SCHEMA_VERSION
 from .client import Trace, Unit
+
+if TYPE_CHECKING:
+    from ..jobs.repair import Repaired
+    from ..jobs.verify import Finding, Verified
 
 
 def visible(text: str) -> str:
@@ -38,7 +43,7 @@ def trace_text(trace: Trace) -> str:
 def info_text(info: dict[str, Any]) -> str:
     """What a run holds."""
     lines = [
-        f"{info['path']} (schema {info['schema_version']}, quantascope {info['versions']['quantascope']})",
+        f"{info['path']} ({_schema_text(info)}, quantascope {info['versions']['quantascope']})",
         (
             f"data: {info['dataset']}: {info['documents']} documents, {info['tokens']} tokens, "
             f"{info['skipped_rows']} rows skipped"
@@ -48,6 +53,38 @@ def info_text(info: dict[str, Any]) -> str:
         lines.append(
             f"rows {name}: {rows['units']} units × {rows['dim']} ({rows['projection']}, {rows['blocks']} blocks, "
             f"{rows['covered_share']:.0%} of the parameters), {rows['collected']}, model {rows['model']}"
+            + ("" if rows["goes_on"] else f"; of schema {rows['schema_version']}: to be read, not to be collected on")
         )
     lines.append(f"quanta: {', '.join(info['quanta']) or 'none yet'}")
     return "\n".join(lines)
+
+
+def _schema_text(info: dict[str, Any]) -> str:
+    version = info["schema_version"]
+    return f"schema {version}" + (f", this version writes {SCHEMA_VERSION}" if version < SCHEMA_VERSION else "")
+
+
+def verified_text(run: str, found: "Verified") -> str:
+    """What is wrong with a run's files, each with what mends it; then what does no harm."""
+    lines = [f"{run}: {found.num_files:,} files read through, {found.num_bytes / 1e6:,.1f} MB"]
+    lines += [_finding_text(f) for f in found.findings]
+    lines += ["", "no harm is in these:", *map(_finding_text, found.notes)] if found.notes else []
+    return "\n".join([*lines, _verdict(found)])
+
+
+def repaired_text(run: str, done: "Repaired") -> str:
+    """What was made again and how it is proved, what was removed, and what is left."""
+    lines = [f"mended    {m.what}: {m.detail}" for m in done.mended]
+    lines += [f"removed   {f.file}: {f.detail}\n          to have it again: {f.mend}" for f in done.removed]
+    lines += ["left:", *map(_finding_text, done.left)] if done.left else []
+    return "\n".join(lines or [f"{run}: nothing is damaged"])
+
+
+def _verdict(found: "Verified") -> str:
+    return "every file is as it was written" if found.is_clean else f"{len(found.findings)} files are not as written"
+
+
+def _finding_text(found: "Finding") -> str:
+    """File names are escaped: a foreign file may have any."""
+    name = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in found.file)
+    return f"{found.kind:<10}{name}: {found.detail}\n          to mend it: {found.mend}"

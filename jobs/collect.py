@@ -27,6 +27,7 @@ from .precondition import FACTORS_FILE, encode_factors, measure_factors
 from .progress import Listener, Stage, ignore
 from .ray_session import RayOptions, ray_session, require_token
 from .select import Scan, select_units
+from .worker import Worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,9 +99,10 @@ def collect(collection: Collection, ray_options: RayOptions, *, listener: Listen
         )
         if row_set.planned and not row_set.missing_blocks():
             return _collected(row_set, rows_here=0, tokens_here=0, seconds=0.0)
-        with ray_session(ray_options) as num_workers, _pool(collection, run, ray_options, num_workers) as pool:
+        with workers(collection, run, ray_options) as (pool, num_workers):
             if not row_set.planned:
-                units = _select(run, collection.config, plan, _scanner(pool, listener))
+                units = _select(run, collection.config, plan, scanner(pool, listener))
+                run.upgrade()
                 row_set.freeze(plan, units, _beside_the_plan(run, units, plan, collection.config, loaded))
             done = _collect_blocks(row_set, pool, listener)
         run.log("collect", rows=row_set.name, num_workers=num_workers, **asdict(done))
@@ -135,12 +137,18 @@ def dry_run(collection: Collection, ray_options: RayOptions) -> Estimate:
 
 
 def _earlier_plans(collection: Collection) -> list[dict[str, Any]]:
-    """Plans of the run's row sets, this one's first: rows of one run are comparable where they can be."""
+    """Plans of the run's row sets, this one's first: rows of one run are comparable where they can be.
+
+    RunMismatchError where this row set itself is one that this version cannot go on with.
+    """
     if not Run.exists(collection.out):
         return []
     run = Run.open(collection.out)
     names = sorted(run.row_sets(), key=lambda name: name != collection.set_name)
-    return [run.row_set(name).plan for name in names]
+    if collection.set_name in names:
+        run.row_set(collection.set_name).require_current()
+    row_sets = [run.row_set(name) for name in names]
+    return [row_set.plan for row_set in row_sets if row_set.is_current]
 
 
 @contextmanager
@@ -171,16 +179,20 @@ def _require_same_plan(row_set: RowSet, plan: dict[str, Any]) -> None:
         )
 
 
-def _pool(collection: Collection, run: Run, options: RayOptions, num_workers: int) -> WorkerPool:
-    import ray
+@contextmanager
+def workers(
+    collection: Collection, run: Run, options: RayOptions, kind: type[Worker] = Worker
+) -> Iterator[tuple[WorkerPool, int]]:
+    """A pool of workers of one kind on Ray, and how many they are."""
+    with ray_session(options) as num_workers:
+        import ray
 
-    from .worker import Worker
-
-    actor = ray.remote(Worker).options(
-        num_cpus=options.threads_per_worker, num_gpus=options.gpus_per_worker, max_restarts=0
-    )
-    arguments = (str(run.store.root), collection.set_name, collection.model, collection.config)
-    return WorkerPool(lambda: actor.remote(*arguments), num_workers)
+        actor = ray.remote(kind).options(
+            num_cpus=options.threads_per_worker, num_gpus=options.gpus_per_worker, max_restarts=0
+        )
+        arguments = (str(run.store.root), collection.set_name, collection.model, collection.config)
+        with WorkerPool(lambda: actor.remote(*arguments), num_workers) as pool:
+            yield pool, num_workers
 
 
 def _select(run: Run, config: SetConfig, plan: dict[str, Any], scan: Scan) -> pa.Table:
@@ -200,7 +212,9 @@ def _beside_the_plan(
     return {FACTORS_FILE: encode_factors(measure_factors(run, units, plan, loaded, blocks))}
 
 
-def _scanner(pool: WorkerPool, listener: Listener) -> Scan:
+def scanner(pool: WorkerPool, listener: Listener) -> Scan:
+    """Looks at windows on the pool's workers."""
+
     def scan(tasks: list[np.ndarray]) -> list[pa.Table]:
         stage = Stage(listener, "select", total=sum(len(t) for t in tasks), unit="windows")
         found: dict[int, pa.Table] = {}

@@ -139,6 +139,7 @@ class Tracer:
     @cached_property
     def _engine(self) -> GradientEngine[TokenBatch]:
         row_set = self.quanta.row_set
+        row_set.require_current()
         config = RowConfig(**row_set.plan["request"])
         return make_engine(config, self._loaded, row_set.plan["projection"], stored_factors(row_set))[0]
 

@@ -108,7 +108,7 @@ class MissingDependencyError(QuantascopeError, ImportError):
 
 
 class RunBusyError(QuantascopeError, BlockingIOError):
-    """Another process is writing to this run."""
+    """Another process is writing to this run; names it, its host, since when, and its command."""
 
     exit_status = 17
 

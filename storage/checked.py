@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import DamagedRunError, RunMismatchError
 
 _CHECKSUM = "checksum"
+MENDING = "`quantascope verify` names all that is damaged and says what mends it."
 
 
 def digest(data: bytes | bytearray | memoryview) -> str:
@@ -24,15 +26,24 @@ def encode_json(value: dict[str, Any]) -> bytes:
     return json.dumps(value | {_CHECKSUM: fingerprint(value)}, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
-def decode_json(data: bytes, name: str) -> dict[str, Any]:
-    """The value that `encode_json` wrote; DamagedRunError, naming the file, if a byte of it changed."""
+def decode_json(data: bytes, name: str, shape: Mapping[str, type] | None = None) -> dict[str, Any]:
+    """The value that `encode_json` wrote; DamagedRunError, naming the file, if a byte of it changed.
+
+    `shape` names keys that must be there, each with the type of its value.
+    """
     try:
         value = json.loads(data)
         checksum = value.pop(_CHECKSUM)
-    except (ValueError, KeyError, AttributeError, RecursionError):
-        raise DamagedRunError(f"{name} is damaged: it is not the JSON that was written.") from None
-    if encode_json(value) != data or checksum != fingerprint(value):
-        raise DamagedRunError(f"{name} is damaged: its checksum does not match its contents.")
+        is_whole = encode_json(value) == data and checksum == fingerprint(value)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DamagedRunError(f"{name} is damaged: it is not the JSON that was written. {MENDING}") from None
+    if not is_whole:
+        raise DamagedRunError(f"{name} is damaged: its checksum does not match its contents. {MENDING}")
+    for key, kind in (shape or {}).items():
+        if not isinstance(value.get(key), kind) or isinstance(value[key], bool):
+            raise DamagedRunError(
+                f"{name} is damaged: its {key} is {value.get(key)!r}, and not of type {kind.__name__}. {MENDING}"
+            )
     assert isinstance(value, dict)
     return value
 
@@ -42,8 +53,7 @@ def check(data: bytes | memoryview, expected: str, name: str) -> None:
     found = digest(data)
     if found != expected:
         raise DamagedRunError(
-            f"{name} is damaged: its SHA-256 is {found[:12]}…, the record says {expected[:12]}…. "
-            "Remove the row set or derived folder that holds it (`quantascope rm`) and make it again."
+            f"{name} is damaged: its SHA-256 is {found[:12]}…, the record says {expected[:12]}…. {MENDING}"
         )
 
 

@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import RunMismatchError, RunNotFoundError
-from .checked import check, decode_json, digest, encode_json, fingerprint
+from .checked import decode_json, digest, encode_json, fingerprint
 from .local import LocalStore
-from .tables import encode_table, read_table
+from .tables import encode_table, read_checked, read_table
 
 _FACTS = "facts.json"
+FACTS_SHAPE: dict[str, type] = {"source": str, "facts": dict, "files": dict}
 
 
 class Derived:
@@ -84,9 +85,7 @@ class Derived:
 
     def file(self, name: str) -> bytes:
         """A file's bytes, checked."""
-        data = self._store.read(f"{self.folder}/{name}")
-        check(data, self._digest(name), str(self._store.path(f"{self.folder}/{name}")))
-        return data
+        return read_checked(self._store, f"{self.folder}/{name}", self._digest(name))
 
     def _digest(self, name: str) -> str:
         files = self._read_facts()["files"]
@@ -101,7 +100,7 @@ class Derived:
                 f"{', '.join(self._store.names(self.room)) or 'none yet'}."
             )
         key = f"{self.folder}/{_FACTS}"
-        return decode_json(self._store.read(key), str(self._store.path(key)))
+        return decode_json(self._store.read(key), str(self._store.path(key)), FACTS_SHAPE)
 
 
 def _encode_array(array: np.ndarray) -> bytes:

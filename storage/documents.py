@@ -14,12 +14,13 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int32
 
 from ..errors import IncompleteRunError
-from .checked import check, decode_json, digest, encode_json
+from .checked import decode_json, digest, encode_json
 from .local import LocalStore
-from .tables import read_table, write_table
+from .tables import read_checked, read_table, write_table
 
 _INDEX = "documents/documents.json"
 _TOKENIZER = "documents/tokenizer.json"
+INDEX_SHAPE: dict[str, type] = {"num_documents": int, "num_tokens": int, "shards": list, "tokenizer_sha256": str}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,7 @@ class Documents:
 
     @cache  # noqa: B019 - one per run object, which lives as long as its process wants it
     def _index(self) -> dict[str, Any]:
-        return decode_json(self._store.read(_INDEX), str(self._store.path(_INDEX)))
+        return decode_json(self._store.read(_INDEX), str(self._store.path(_INDEX)), INDEX_SHAPE)
 
     @cache  # noqa: B019
     def _firsts(self) -> Int32[np.ndarray, " shard"]:
@@ -102,9 +103,7 @@ class Documents:
 
     def tokenizer(self) -> str:
         """The tokenizer that made the tokens, as `tokenizers.Tokenizer.from_str` reads it."""
-        data = self._store.read(_TOKENIZER)
-        check(data, self.index["tokenizer_sha256"], str(self._store.path(_TOKENIZER)))
-        return data.decode()
+        return read_checked(self._store, _TOKENIZER, self.index["tokenizer_sha256"]).decode()
 
     def __len__(self) -> int:
         return int(self.index["num_documents"])

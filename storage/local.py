@@ -6,17 +6,20 @@ object store can take this class's place: nothing else in storage touches the fi
 
 import errno
 import fcntl
+import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from ..errors import NoSpaceError, RunBusyError, RunNotFoundError
+from ..errors import DamagedRunError, NoSpaceError, RunNotFoundError
+from .lease import lease
 
 _TEMPORARY = ".tmp"
 _LOCK = ".lock"
+_PIECE_BYTES = 1 << 22
 
 
 class LocalStore:
@@ -34,25 +37,49 @@ class LocalStore:
         return self.path(key).exists()
 
     def read(self, key: str) -> bytes:
-        """The bytes of a file; RunNotFoundError if there is none."""
-        try:
+        """The bytes of a file; RunNotFoundError if there is none, DamagedRunError if the disk does not give them."""
+        with self._readable(key):
             return self.path(key).read_bytes()
-        except FileNotFoundError:
-            raise RunNotFoundError(f"{self.path(key)} is missing from the run at {self.root}.") from None
+
+    def pieces(self, key: str) -> Iterator[bytes]:
+        """The same, piece by piece, in little memory."""
+        with self._readable(key), self.path(key).open("rb") as handle:
+            while piece := handle.read(_PIECE_BYTES):
+                yield piece
+
+    def digest(self, key: str) -> str:
+        """SHA-256 of a file, in hex."""
+        sha256 = hashlib.sha256()
+        for piece in self.pieces(key):
+            sha256.update(piece)
+        return sha256.hexdigest()
+
+    def size_bytes(self, key: str) -> int:
+        """How large a file is."""
+        return self.path(key).stat().st_size
 
     def names(self, key: str) -> list[str]:
         """Sorted names of what lies in a folder, temporary files left out; empty where there is no folder."""
         folder = self.path(key)
         return sorted(p.name for p in folder.iterdir() if p.name[0] != ".") if folder.is_dir() else []
 
+    def keys(self) -> Iterator[str]:
+        """Every file below the root but the lock, folder by folder."""
+        for folder, folders, names in os.walk(self.root):
+            folders.sort()
+            for name in sorted(names):
+                key = (Path(folder) / name).relative_to(self.root).as_posix()
+                if key.split("/")[-1] != _LOCK:
+                    yield key
+
     def claim(self, key: str, data: bytes) -> bool:
         """Write a file that must not exist yet; False, and nothing changed, if somebody was first.
 
         Durable on return: the bytes and the folder entry are synced before the name appears.
         """
-        with self._temporary(data) as temporary:
+        with self._temporary([data]) as temporary:
             target = self.path(key)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(target.parent)
             try:
                 os.link(temporary, target)
             except FileExistsError:
@@ -60,31 +87,52 @@ class LocalStore:
             _sync_folder(target.parent)
             return True
 
-    def replace(self, key: str, data: bytes) -> None:
+    def replace(self, key: str, data: bytes | Iterable[bytes]) -> None:
         """Write a file, in place of what no record names yet (a block that a killed worker left)."""
-        with self._temporary(data) as temporary:
+        with self._temporary([data] if isinstance(data, bytes) else data) as temporary:
             target = self.path(key)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(target.parent)
             temporary.replace(target)
             _sync_folder(target.parent)
 
     @contextmanager
     def new_folder(self, key: str) -> Iterator["LocalStore"]:
         """A folder that appears whole under its name when the block ends well, in place of an older one."""
-        temporary = LocalStore(self._temporary_path())
+        temporary, older = LocalStore(self._temporary_path()), self._temporary_path()
         temporary.root.mkdir(parents=True)
         try:
             yield temporary
             with _space(self.root):
                 shutil.rmtree(temporary.root / _TEMPORARY, ignore_errors=True)
                 target = self.path(key)
-                target.parent.mkdir(parents=True, exist_ok=True)
+                _make_folder(target.parent)
                 if target.exists():
-                    target.rename(self._temporary_path())
+                    target.rename(older)
                 temporary.root.rename(target)
                 _sync_folder(target.parent)
         finally:
             shutil.rmtree(temporary.root, ignore_errors=True)
+            shutil.rmtree(older, ignore_errors=True)
+
+    @contextmanager
+    def scratch(self) -> Iterator["LocalStore"]:
+        """A folder on the same disk that nobody reads, gone when the block ends; only under the lock."""
+        temporary = LocalStore(self._temporary_path())
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary.root, ignore_errors=True)
+
+    def move(self, key: str, to: str) -> None:
+        """Give a file or folder another name, in place of what has that name."""
+        with _space(self.root):
+            source, target = self.path(key), self.path(to)
+            _make_folder(target.parent)
+            if target.is_dir():
+                self.remove(to)
+            source.rename(target)
+            _sync_folder(target.parent)
+            _sync_folder(source.parent)
 
     def remove(self, key: str) -> None:
         """Remove a folder or file: first out of sight, then for good."""
@@ -106,41 +154,67 @@ class LocalStore:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for writing; RunBusyError if another process has it. Ends with the process."""
+        """Hold the run for writing; RunBusyError, naming who has it, if another process does. See `lease`."""
         with _space(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-            handle = (self.root / _LOCK).open("a+b", buffering=0)  # unbuffered: closing it can't meet a full disk
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                handle.seek(0)
-                raise RunBusyError(
-                    f"{self.root} is being written to by process {handle.read().decode().strip() or 'unknown'}; "
-                    "wait for it, or stop it, and give the same command again."
-                ) from None
+            _make_folder(self.root)
+        with ExitStack() as stack:
             with _space(self.root):
-                handle.truncate(0)
-                handle.write(str(os.getpid()).encode())
+                stack.enter_context(lease(self.root / _LOCK))
             self.sweep()
             yield
 
     @contextmanager
-    def _temporary(self, data: bytes) -> Iterator[Path]:
+    def hold(self, key: str, number: int) -> Iterator[None]:
+        """Wait until no other process holds this number of this folder, and hold it. Ends with the process."""
+        with _space(self.root):
+            _make_folder(self.path(key))
+            handle = (self.path(key) / _LOCK).open("ab", buffering=0)
+        with handle:
+            with suppress(OSError):  # a file system without locks
+                fcntl.lockf(handle, fcntl.LOCK_EX, 1, number)  # one byte of the file stands for the number
+            yield
+
+    @contextmanager
+    def _temporary(self, pieces: Iterable[bytes]) -> Iterator[Path]:
         path = self._temporary_path()
         try:
             with _space(self.root):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("xb") as handle:
-                    handle.write(data)
-                    handle.flush()
-                    os.fsync(handle.fileno())
+                _write(path, pieces)
                 yield path
         finally:
             path.unlink(missing_ok=True)
 
     def _temporary_path(self) -> Path:
         return self.root / _TEMPORARY / f"{os.getpid()}-{secrets.token_hex(8)}"
+
+    @contextmanager
+    def _readable(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise RunNotFoundError(f"{self.path(key)} is missing from the run at {self.root}.") from None
+        except OSError as error:
+            raise DamagedRunError(f"{self.path(key)} cannot be read ({error.strerror}).") from error
+
+
+def _write(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a new file, and sync its bytes."""
+    with path.open("xb") as handle:
+        for piece in pieces:
+            handle.write(piece)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and what is missing above it, each entry synced, so that what lies in it cannot be lost with it."""
+    if folder.is_dir():
+        return
+    if folder != folder.parent:
+        _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -4,21 +4,31 @@ Row i is unit i, for ever. One block of rows is one Zarr chunk, one units file a
 record does not exist. Knows arrays and bytes; not how rows come about.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Float16, Float32, Int64, UInt8
 
-from ..errors import IncompleteRunError, RunMismatchError
-from .checked import check, decode_json, digest, encode_json, fingerprint
+from ..errors import DamagedRunError, IncompleteRunError, RunMismatchError, RunNotFoundError
+from .checked import MENDING, check, decode_json, digest, encode_json, fingerprint
+from .chunks import CHECKSUM_BYTES, array_metadata, encode_chunk
 from .local import LocalStore
-from .tables import encode_table, read_table
+from .migrations import SCHEMA_VERSION, plan_version, require_readable, upgrade_plan
+from .tables import encode_table, read_checked, read_table
+
+PLAN_SHAPE: dict[str, type] = {
+    **dict.fromkeys(("num_units", "dim", "rows_per_block"), int),
+    "blocks": list,
+    "arrays": dict,
+    "selection_sha256": str,
+}
+RECORD_SHAPE: dict[str, type] = {"block": int, "rows": int, "files": dict}
 
 
 class Status(IntEnum):
@@ -60,13 +70,46 @@ class RowSet:
 
     @property
     def plan(self) -> dict[str, Any]:
-        """What set.json says."""
+        """What set.json says, brought up to date where an older version wrote it."""
         return self._plan()
+
+    @property
+    def schema_version(self) -> int:
+        """Of the version that planned it."""
+        return plan_version(self._stored_plan())
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this version makes such rows, or else only reads them."""
+        return self.schema_version == SCHEMA_VERSION
+
+    def require_current(self) -> None:
+        """RunMismatchError, with the reason, for rows that this version can read and cannot make."""
+        if not self.is_current:
+            raise RunMismatchError(
+                f"Row set {self.name!r} of {self._store.root} was planned under schema {self.schema_version} with the "
+                f"projection {self.plan['projection']}; this version plans under schema {SCHEMA_VERSION} and does not "
+                "make that projection any more. Its rows can be read, clustered and copied; to collect, choose another "
+                "--name, or use the version that made them."
+            )
 
     @cache  # noqa: B019 - one per row set object, which lives as long as its process wants it
     def _plan(self) -> dict[str, Any]:
+        return upgrade_plan(self._stored_plan())
+
+    @cache  # noqa: B019
+    def _stored_plan(self) -> dict[str, Any]:
         key = f"{self.folder}/set.json"
-        return decode_json(self._store.read(key), str(self._store.path(key)))
+        name = str(self._store.path(key))
+        plan = decode_json(self._store.read(key), name, PLAN_SHAPE)
+        require_readable(plan_version(plan), name)
+        if min(plan["num_units"] + 1, plan["dim"], plan["rows_per_block"]) < 1:
+            raise DamagedRunError(f"{name} is damaged: its sizes cannot be. {MENDING}")
+        return plan
+
+    @cache  # noqa: B019
+    def _plan_fingerprint(self) -> str:
+        return fingerprint(self._stored_plan())
 
     def freeze(self, plan: dict[str, Any], selection: pa.Table, files: dict[str, bytes] | None = None) -> None:
         """Write the selection, `files`, the arrays' metadata, then set.json: from here on the plan stands.
@@ -75,12 +118,13 @@ class RowSet:
         """
         data = encode_table(selection)
         self._store.replace(f"{self.folder}/selection.parquet", data)
-        arrays = _array_metadata(len(selection), plan["dim"], len(plan["blocks"]), plan["rows_per_block"])
+        arrays = array_metadata(len(selection), plan["dim"], len(plan["blocks"]), plan["rows_per_block"])
         for name, metadata in arrays.items():
             self._store.replace(f"{self.folder}/{name}/zarr.json", metadata)
         for name, content in (files or {}).items():
             self._store.replace(f"{self.folder}/{name}", content)
         value = plan | {
+            "schema_version": SCHEMA_VERSION,
             "num_units": len(selection),
             "dtype": "float16",
             "row_scale": "row / norm · sqrt(dim)",
@@ -99,10 +143,11 @@ class RowSet:
 
     def read(self, name: str) -> bytes:
         """A file that the plan came with, checked."""
-        key = f"{self.folder}/{name}"
-        data = self._store.read(key)
-        check(data, self.plan["files"][name], str(self._store.path(key)))
-        return data
+        return read_checked(self._store, f"{self.folder}/{name}", self.plan["files"][name])
+
+    def metadata(self) -> dict[str, bytes]:
+        """zarr.json of each array, as the plan would have this version write it."""
+        return array_metadata(len(self), self.plan["dim"], len(self.plan["blocks"]), self.plan["rows_per_block"])
 
     def __len__(self) -> int:
         return int(self.plan["num_units"])
@@ -119,49 +164,111 @@ class RowSet:
 
     def missing_blocks(self) -> list[int]:
         """Blocks without a commit record: the work that is left."""
-        done = {int(name.removesuffix(".json")) for name in self._store.names(f"{self.folder}/commits")}
+        done = set(self.committed_blocks())
         return [b for b in range(self.num_blocks) if b not in done]
+
+    def committed_blocks(self) -> list[int]:
+        """Blocks with a commit record, in order."""
+        names = self._store.names(f"{self.folder}/commits")
+        numbers = [int(name[: -len(".json")]) for name in names if re.fullmatch(r"\d{5,18}\.json", name)]
+        return sorted(set(numbers))
+
+    def block_files(self, block: int) -> list[str]:
+        """The names of a block's files in the row set's folder, as its record has them."""
+        return [f"gradients/c/{block}/0", f"block_norms/c/{block}/0", f"units/{block:05d}.parquet"]
+
+    def record_name(self, block: int) -> str:
+        """The name of a block's record in the row set's folder."""
+        return f"commits/{block:05d}.json"
 
     def commit(self, block: int, content: RowBlock) -> dict[str, Any]:
         """Write a block's files, then claim its record. A block committed before is left as it is.
 
-        The same rows give the same bytes: records carry neither time nor host.
+        The same rows give the same bytes: records carry neither time nor host. Of several processes with one block
+        the first commits it, whole; the others find its record.
         """
+        files, record = self._encode(block, content)
+        with self._store.hold(self.folder, block):
+            if not self._store.exists(self._record(block)):
+                for name, data in files.items():
+                    self._store.replace(f"{self.folder}/{name}", data)
+                self._store.claim(self._record(block), encode_json(record))
+        return self.record(block)
+
+    def mend(self, block: int, content: RowBlock, *, keep: str) -> bool:
+        """Put a committed block's files right, from its rows computed again; True where that is proved.
+
+        Proved: every byte is what the block's record promised, or, where the record itself is damaged, what the files
+        hold. Otherwise the block is committed anew, and what stood there is moved into the folder `keep`.
+        """
+        files, record = self._encode(block, content)
+        with self._store.hold(self.folder, block):
+            try:
+                promised, is_recorded = self.record(block)["files"], True
+            except (DamagedRunError, RunNotFoundError):
+                promised, is_recorded = self._digests(files), False
+            proved = promised == record["files"]
+            if not proved:
+                for name in (self.record_name(block), *files):  # the record first: then the block is not committed
+                    if self._store.exists(f"{self.folder}/{name}"):
+                        self._store.move(f"{self.folder}/{name}", f"{keep}/{self.folder}/{name}")
+            there = self._digests(files)
+            for name, data in files.items():
+                if there[name] != record["files"][name]:
+                    self._store.replace(f"{self.folder}/{name}", data)
+            if not (proved and is_recorded):
+                self._store.replace(self._record(block), encode_json(record))
+        return proved
+
+    def _encode(self, block: int, content: RowBlock) -> tuple[dict[str, bytes], dict[str, Any]]:
+        """A block's files and its record."""
         first, last = self.block_range(block)
         assert len(content.rows) == last - first, "a block holds the rows of its units"
         stored, norms, status = _to_stored(content.rows)
         units = content.units.append_column("norm", pa.array(norms)).append_column("status", pa.array(status))
         padded = int(self.plan["rows_per_block"])
-        files = {
-            self._chunk(block): _encode_chunk(stored, padded, np.float16),
-            f"{self.folder}/block_norms/c/{block}/0": _encode_chunk(content.block_norms, padded, np.float32),
-            f"{self.folder}/units/{block:05d}.parquet": encode_table(units),
-        }
+        data = (
+            encode_chunk(stored, padded, np.float16),
+            encode_chunk(content.block_norms, padded, np.float32),
+            encode_table(units),
+        )
+        files = dict(zip(self.block_files(block), data, strict=True))
         record = {
+            "plan": self._plan_fingerprint(),
             "block": block,
             "first_unit": first,
             "rows": last - first,
             "zero": int((status == Status.ZERO).sum()),
             "refused": int((status == Status.REFUSED).sum()),
-            "files": {key.removeprefix(self.folder + "/"): digest(data) for key, data in files.items()},
+            "files": {name: digest(part) for name, part in files.items()},
         }
-        if content.batch_tokens is not None:
-            record["batch_tokens"] = content.batch_tokens
-        if not self._store.exists(self._record(block)):
-            for key, data in files.items():
-                self._store.replace(key, data)
-            self._store.claim(self._record(block), encode_json(record))
-        return record
+        return files, record | ({} if content.batch_tokens is None else {"batch_tokens": content.batch_tokens})
+
+    def _digests(self, names: Iterable[str]) -> dict[str, str | None]:
+        """Of files as they lie; None for one that is missing."""
+        keys = {name: f"{self.folder}/{name}" for name in names}
+        return {name: self._store.digest(key) if self._store.exists(key) else None for name, key in keys.items()}
 
     def record(self, block: int) -> dict[str, Any]:
-        """A block's commit record."""
+        """A block's commit record; DamagedRunError if it is not one of this block under this plan."""
         key = self._record(block)
-        return decode_json(self._store.read(key), str(self._store.path(key)))
+        record = decode_json(self._store.read(key), str(self._store.path(key)), RECORD_SHAPE)
+        first, last = self.block_range(block)
+        if (record["block"], record["rows"]) != (block, last - first) or set(record["files"]) != set(
+            self.block_files(block)
+        ):
+            raise DamagedRunError(f"{self._store.path(key)} is damaged: it is no record of block {block}. {MENDING}")
+        if "plan" in record and record["plan"] != self._plan_fingerprint():
+            raise DamagedRunError(
+                f"{self._store.path(key)} is of another plan than {self.folder}/set.json: the block was collected "
+                f"otherwise. {MENDING}"
+            )
+        return record
 
     def fingerprint(self) -> str:
         """Digest of the plan and of every commit record; what is derived from the rows carries it."""
         self.require_complete()
-        return fingerprint([self.plan, [self.record(b)["files"] for b in range(self.num_blocks)]])
+        return fingerprint([self._stored_plan(), [self.record(b)["files"] for b in range(self.num_blocks)]])
 
     def require_complete(self) -> None:
         """IncompleteRunError, with what to do, unless every block is committed."""
@@ -177,20 +284,24 @@ class RowSet:
         self.require_complete()
         tables = []
         for block in range(self.num_blocks):
-            name = f"units/{block:05d}.parquet"
+            name = self.block_files(block)[2]
             tables.append(read_table(self._store, f"{self.folder}/{name}", self.record(block)["files"][name]))
         return pa.concat_tables(tables)
 
     def stored_block(self, block: int) -> Float16[np.ndarray, "unit dim"]:
         """A block's rows as they lie on disk (row / norm · √dim), memory-mapped; checked at the first touch."""
         first, last = self.block_range(block)
-        data = np.memmap(self._store.path(self._chunk(block)), np.uint8, "r")
-        if block not in self._checked:
-            name = self._chunk(block).removeprefix(self.folder + "/")
-            check(data.data, self.record(block)["files"][name], str(self._store.path(self._chunk(block))))
-            self._checked.add(block)
         shape = (int(self.plan["rows_per_block"]), int(self.plan["dim"]))
-        rows: Float16[np.ndarray, "unit dim"] = data[:-4].view("<f2").reshape(shape)[: last - first]
+        name = self.block_files(block)[0]
+        path = self._store.path(f"{self.folder}/{name}")
+        expected = self.record(block)["files"][name] if block not in self._checked else None
+        if not path.is_file() or path.stat().st_size != 2 * shape[0] * shape[1] + CHECKSUM_BYTES:
+            raise DamagedRunError(f"{path} is damaged: it is missing, or not as long as the plan says. {MENDING}")
+        data = np.memmap(path, np.uint8, "r")
+        if expected is not None:
+            check(data.data, expected, str(path))
+            self._checked.add(block)
+        rows: Float16[np.ndarray, "unit dim"] = data[:-CHECKSUM_BYTES].view("<f2").reshape(shape)[: last - first]
         return rows
 
     def unit_rows(self) -> tuple[Int64[np.ndarray, " row"], Float32[np.ndarray, "row dim"]]:
@@ -211,19 +322,15 @@ class RowSet:
         """Norm of each block of each row, before normalising; NaN for refused rows."""
         parts = []
         for block in range(self.num_blocks):
-            name = f"block_norms/c/{block}/0"
-            data = self._store.read(f"{self.folder}/{name}")
-            check(data, self.record(block)["files"][name], f"{self.folder}/{name}")
+            name = self.block_files(block)[1]
+            data = read_checked(self._store, f"{self.folder}/{name}", self.record(block)["files"][name])
             first, last = self.block_range(block)
-            chunk = np.frombuffer(data[:-4], "<f4").reshape(-1, len(self.plan["blocks"]))
+            chunk = np.frombuffer(data[:-CHECKSUM_BYTES], "<f4").reshape(-1, len(self.plan["blocks"]))
             parts.append(chunk[: last - first])
         return np.concatenate(parts)
 
-    def _chunk(self, block: int) -> str:
-        return f"{self.folder}/gradients/c/{block}/0"
-
     def _record(self, block: int) -> str:
-        return f"{self.folder}/commits/{block:05d}.json"
+        return f"{self.folder}/{self.record_name(block)}"
 
 
 def _to_stored(
@@ -240,40 +347,3 @@ def _to_stored(
     fine = status == Status.OK
     stored[fine] = wide[fine] * (np.sqrt(rows.shape[1]) / norms[fine])[:, None]
     return stored, norms.astype(np.float32), status
-
-
-def _encode_chunk(values: Float[np.ndarray, "unit column"], num_rows: int, dtype: type) -> bytes:
-    """A Zarr chunk as `bytes` + `crc32c` codecs write it: little-endian numbers, padded with NaN, then the sum."""
-    padded = np.full((num_rows, values.shape[1]), np.nan, np.dtype(dtype).newbyteorder("<"))
-    padded[: len(values)] = values
-    data = padded.tobytes()
-    return data + int(google_crc32c.value(data)).to_bytes(4, "little")
-
-
-def _array_metadata(num_units: int, dim: int, num_blocks: int, rows_per_block: int) -> dict[str, bytes]:
-    """zarr.json of each array, made by zarr itself."""
-    return {
-        "gradients": _zarr_json((num_units, dim), rows_per_block, "float16", ("unit", "dim")),
-        "block_norms": _zarr_json((num_units, num_blocks), rows_per_block, "float32", ("unit", "block")),
-    }
-
-
-def _zarr_json(shape: tuple[int, int], rows_per_block: int, dtype: str, names: Sequence[str]) -> bytes:
-    import zarr  # slow to import, and needed only where a row set is planned
-    from zarr.codecs import BytesCodec, Crc32cCodec
-    from zarr.storage import MemoryStore
-
-    store: dict[str, Any] = {}
-    zarr.create_array(
-        store=MemoryStore(store),
-        shape=shape,
-        chunks=(rows_per_block, shape[1]),
-        dtype=dtype,
-        fill_value=float("nan"),
-        serializer=BytesCodec(),
-        compressors=[Crc32cCodec()],
-        filters=None,
-        dimension_names=list(names),
-        config={"write_empty_chunks": True},
-    )
-    return bytes(store["zarr.json"].to_bytes())

@@ -10,15 +10,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigurationError, RunMismatchError, RunNotFoundError
+from ..errors import ConfigurationError, RunNotFoundError
 from .checked import decode_json, encode_json, require_same
 from .derived import Derived
 from .documents import Documents
 from .local import LocalStore
+from .migrations import SCHEMA_VERSION, require_readable
 from .rowset import RowSet
 
-SCHEMA_VERSION = 1
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
+MANIFEST_SHAPE: dict[str, type] = {"schema_version": int, "config": dict}
+DAMAGED = "damaged"
+"""Where `repair` keeps bytes that it takes out of the way, until what replaces them is proved equal."""
+COPYING = ".copying"
+"""Marks a folder that `copy` has not finished."""
 
 
 class Run:
@@ -32,24 +37,21 @@ class Run:
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "Run":
         """Open a run that exists; RunNotFoundError if the folder holds none."""
-        store = _local(path)
-        if not store.exists(_MANIFEST):
+        store = open_store(path)
+        if not store.exists(MANIFEST):
+            _require_whole_copy(store)
             raise RunNotFoundError(
                 f"{store.root} holds no run (no manifest.json). "
                 "`quantascope ls FOLDER` lists the runs below a folder; `quantascope collect … --out` makes one."
             )
-        manifest = decode_json(store.read(_MANIFEST), str(store.path(_MANIFEST)))
-        if manifest["schema_version"] > SCHEMA_VERSION:
-            raise RunMismatchError(
-                f"{store.root} has schema version {manifest['schema_version']}, this quantascope reads up to "
-                f"{SCHEMA_VERSION}: install a newer quantascope."
-            )
+        manifest = decode_json(store.read(MANIFEST), str(store.path(MANIFEST)), MANIFEST_SHAPE)
+        require_readable(manifest["schema_version"], str(store.root))
         return cls(store, manifest)
 
     @classmethod
     def exists(cls, path: str | os.PathLike[str]) -> bool:
         """Whether the folder holds a run."""
-        return _local(path).exists(_MANIFEST)
+        return open_store(path).exists(MANIFEST)
 
     @classmethod
     @contextmanager
@@ -65,20 +67,23 @@ class Run:
         `config` is what must be equal to go on (RunMismatchError prints both sides); `facts` are only recorded. A run
         without all its documents holds nothing that a configuration decided, and takes the new one.
         """
-        store = _local(path)
-        if store.root.is_dir() and not store.exists(_MANIFEST) and any(store.names("")):
-            raise RunNotFoundError(
-                f"{store.root} is a folder with other things in it and no run; choose another --out."
-            )
+        store = open_store(path)
+        _require_own(store)
         if _begun(store):
             _require_config(cls.open(path), config)
         with store.lock():
             if not _begun(store):
                 value = {"schema_version": SCHEMA_VERSION, "config": config} | facts
-                store.replace(_MANIFEST, encode_json(value))
+                store.replace(MANIFEST, encode_json(value))
             run = cls.open(path)
             _require_config(run, config)
             yield run
+
+    def upgrade(self) -> None:
+        """Say in the manifest that this version writes here now, before it does; older ones then refuse the run."""
+        if self.manifest["schema_version"] < SCHEMA_VERSION:
+            self.manifest = self.manifest | {"schema_version": SCHEMA_VERSION}
+            self.store.replace(MANIFEST, encode_json(self.manifest))
 
     @property
     def name(self) -> str:
@@ -126,8 +131,23 @@ class Run:
         return self.store.names(room)
 
 
+def _require_own(store: LocalStore) -> None:
+    """RunNotFoundError for a folder that another thing lies in, or half a copy."""
+    _require_whole_copy(store)
+    set_aside = store.exists(f"{DAMAGED}/{MANIFEST}")  # then the command that made the run makes its manifest again
+    if store.root.is_dir() and not store.exists(MANIFEST) and not set_aside and any(store.names("")):
+        raise RunNotFoundError(f"{store.root} is a folder with other things in it and no run; choose another --out.")
+
+
+def _require_whole_copy(store: LocalStore) -> None:
+    if store.exists(COPYING):
+        raise RunNotFoundError(
+            f"{store.root} is a copy that was not finished: give `quantascope copy` again, or remove the folder."
+        )
+
+
 def _begun(store: LocalStore) -> bool:
-    return store.exists(_MANIFEST) and Documents(store).complete
+    return store.exists(MANIFEST) and Documents(store).complete
 
 
 def _require_config(run: Run, config: dict[str, Any]) -> None:
@@ -139,7 +159,8 @@ def _require_config(run: Run, config: dict[str, Any]) -> None:
     )
 
 
-def _local(path: str | os.PathLike[str]) -> LocalStore:
+def open_store(path: str | os.PathLike[str]) -> LocalStore:
+    """The place of a run, whether or not one is there."""
     if "://" in os.fspath(path):
         raise ConfigurationError(f"{path}: runs live in folders for now; give a path on a disk.")
     return LocalStore(path)
@@ -154,7 +175,7 @@ def require_name(name: str) -> str:
 
 def find_runs(folder: str | os.PathLike[str]) -> list[Path]:
     """Folders below (or at) `folder` that hold runs, sorted."""
-    return sorted(path.parent for path in Path(folder).rglob(_MANIFEST) if (path.parent / "documents").is_dir())
+    return sorted(path.parent for path in Path(folder).rglob(MANIFEST) if (path.parent / "documents").is_dir())
 
 
 def remove_part(run: Run, *, rows: str | None = None, quanta: str | None = None) -> None:
@@ -187,6 +208,7 @@ def remove_run(run: Run) -> None:
             "traces",
             "ledger",
             "log",
+            DAMAGED,
         ):
             if run.store.exists(name):
                 run.store.remove(name)

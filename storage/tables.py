@@ -5,7 +5,8 @@ import io
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .checked import check, digest
+from ..errors import DamagedRunError, RunNotFoundError
+from .checked import MENDING, check, digest
 from .local import LocalStore
 
 
@@ -23,8 +24,16 @@ def write_table(store: LocalStore, key: str, table: pa.Table) -> str:
     return digest(data)
 
 
+def read_checked(store: LocalStore, key: str, expected: str) -> bytes:
+    """The bytes of a file that a record names; DamagedRunError if they are others, or gone."""
+    try:
+        data = store.read(key)
+    except RunNotFoundError:
+        raise DamagedRunError(f"{store.path(key)} is missing, and a record names it. {MENDING}") from None
+    check(data, expected, str(store.path(key)))
+    return data
+
+
 def read_table(store: LocalStore, key: str, expected: str) -> pa.Table:
     """Read a table after checking its bytes; DamagedRunError names the file."""
-    data = store.read(key)
-    check(data, expected, str(store.path(key)))
-    return pq.read_table(io.BytesIO(data))
+    return pq.read_table(io.BytesIO(read_checked(store, key, expected)))

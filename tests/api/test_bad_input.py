@@ -286,7 +286,7 @@ def test_a_disk_that_fills_while_documents_are_written(refused, collect_of, refe
 
     def full(descriptor):
         calls.append(descriptor)
-        if len(calls) > 2:
+        if len(calls) > 3:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor)
 

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from quantascope.errors import RunBusyError
 from tests.command_line import SCRIPT, clean_environment, contents
 
 pytestmark = pytest.mark.ray
@@ -128,6 +130,21 @@ def test_killed_then_terminated_a_collection_goes_on_to_the_same_bytes(
     assert contents(run) == contents(reference_run)
     finished = committed(run)
     assert {name: finished[name] for name in kept | more} == kept | more, "no committed block is written again"
+
+
+@pytest.mark.slow
+def test_a_second_collection_is_told_who_is_at_work_and_the_first_finishes(
+    start, cli, collect_flags, reference_run, tmp_path
+):
+    run = tmp_path / "run"
+    process = start(run)
+    wait_until(lambda: (run / ".lock").exists() and (run / ".lock").read_bytes(), 60)
+    _, err = cli(*collect_flags, "--out", run, status=RunBusyError.exit_status)
+    assert f"{run} is being written to by process {process.pid} on {socket.gethostname()}, since 20" in err
+    assert "(quantascope collect --model " in err
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert contents(run) == contents(reference_run)
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ def test_a_run_is_read_with_zarr_pyarrow_and_faiss_alone(run):
     blocks = zarr.open_array(root / "rows/tokens/block_norms", mode="r")
     np.testing.assert_allclose(np.linalg.norm(blocks[:][good], axis=1), np.asarray(table["norm"])[good], rtol=1e-6)
     assert pq.read_table(root / "documents/00000.parquet")["user_id"].to_pylist() == ["id0", "id1"]
-    assert json.loads((root / "manifest.json").read_text())["schema_version"] == 1
+    assert json.loads((root / "manifest.json").read_text())["schema_version"] == 2
 
 
 def test_what_is_not_committed_is_missing_and_says_what_to_do(run):

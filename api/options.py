@@ -1,0 +1,22 @@
+"""What several commands share: their common arguments, and how results are printed."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run.")]
+QuantaOption = Annotated[str, typer.Option("--quanta", help="Name of the clustering to ask.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def show(value: Any, text: str, *, as_json: bool) -> None:  # noqa: ANN401 - anything that JSON can say
+    """Print a result for a person, or as one line of JSON."""
+    typer.echo(json.dumps(value, ensure_ascii=False) if as_json else text)
+
+
+def place(text: str) -> str:
+    """A path that exists, made absolute, so that a run knows it from anywhere; a hub id as it is."""
+    path = Path(text).expanduser()
+    return str(path.resolve()) if path.exists() else text

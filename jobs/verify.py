@@ -1,0 +1,159 @@
+"""Re-read everything that a run holds; name what is damaged, missing, torn or foreign, and what mends it."""
+
+import shlex
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ..errors import DamagedRunError, QuantascopeError
+from ..storage.inventory import DERIVED_ROOMS, Fault, Inventory
+from ..storage.local import LocalStore
+from ..storage.rowset import RowSet
+from ..storage.run import MANIFEST, Run, open_store
+from .progress import Listener, Stage, ignore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A file with something wrong, and what mends it."""
+
+    file: str
+    kind: str
+    """damaged, torn, missing, foreign, unfinished or beside (see `storage.inventory.Kind`), or stale."""
+    detail: str
+    mend: str
+    """A command, or what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """What a run's files came to."""
+
+    num_files: int
+    """That were read through."""
+    num_bytes: int
+    findings: tuple[Finding, ...]
+    """What is wrong: no answer should be taken from these parts, and none is."""
+    notes: tuple[Finding, ...]
+    """What does no harm: what a killed process left, files beside the run, rows not collected yet, older quanta."""
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+
+def verify(path: str, *, listener: Listener = ignore) -> Verified:
+    """Read every file of a run through. Writes nothing, and needs no lock: what is committed meanwhile is left out.
+
+    Raises RunNotFoundError for a folder that holds no run, RunMismatchError for a run of a newer schema.
+    """
+    store = open_store(path)
+    with suppress(DamagedRunError):  # which is what is looked for here
+        Run.open(path)
+    faults, num_files, num_bytes = read_through(store, listener)
+    findings = [finding(path, store, fault) for fault in faults]
+    harmless = [fault.is_harmless for fault in faults]
+    return Verified(
+        num_files=num_files,
+        num_bytes=num_bytes,
+        findings=tuple(f for f, is_note in zip(findings, harmless, strict=True) if not is_note),
+        notes=(*(f for f, is_note in zip(findings, harmless, strict=True) if is_note), *_notes(path, store)),
+    )
+
+
+def read_through(store: LocalStore, listener: Listener) -> tuple[list[Fault], int, int]:
+    """What is wrong with a run's files, how many they are, and their bytes."""
+    inventory = Inventory(store)
+    stage = Stage(listener, "verify", total=sum(1 for _ in store.keys()), unit="files")  # noqa: SIM118 - a method
+    faults: list[Fault] = []
+    num_files = num_bytes = 0
+    for expected in inventory.expected():
+        fault = inventory.examine(expected)
+        if fault:
+            faults.append(fault)
+        if fault is None or fault.kind != "missing":
+            num_files, num_bytes = num_files + 1, num_bytes + store.size_bytes(expected.key)
+            stage.advance(1)
+    others = list(inventory.others())
+    stage.advance(stage.state.total - stage.state.done)
+    return faults + others, num_files, num_bytes
+
+
+def finding(path: str, store: LocalStore, fault: Fault) -> Finding:
+    """A fault with what mends it."""
+    return Finding(file=fault.key, kind=fault.kind, detail=fault.detail, mend=_mend(path, store, fault))
+
+
+def _mend(path: str, store: LocalStore, fault: Fault) -> str:
+    run = shlex.quote(str(path))
+    repair = f"quantascope repair {run}"
+    top, _, name = fault.part.partition("/")
+    if fault.kind == "beside":
+        return "nothing: it does no harm"
+    if fault.kind == "foreign":
+        return "move it out of the run"
+    if fault.kind == "unfinished":
+        return "nothing: the next command that writes to the run removes or replaces it"
+    if fault.key == MANIFEST:
+        return f"{repair}, then the collect command that made the run"
+    if fault.key.endswith("/set.json") and top == "rows":
+        return f"{repair}, then the collect command that made these rows"
+    if top == "rows" and _is_old(store, name):
+        return f"quantascope rm {run} --rows {shlex.quote(name)} --yes, then collect again: this version cannot mend it"
+    if top in DERIVED_ROOMS:
+        return f"{repair}, then {again(run, top, name)}"
+    return repair
+
+
+def again(run: str, room: str, name: str) -> str:
+    """What computes a derived folder again."""
+    if room == "traces":
+        return f"quantascope trace {run} … --save again"
+    if room in ("index", "quanta", "evidence"):
+        return f"quantascope cluster {run} --name {shlex.quote(name)}"
+    return f"what made {room}/{name}"
+
+
+def _is_old(store: LocalStore, name: str) -> bool:
+    try:
+        return not RowSet(store, name).is_current
+    except QuantascopeError:
+        return False
+
+
+def _notes(path: str, store: LocalStore) -> list[Finding]:
+    """Row sets that are not finished, and what was computed from other rows; silent where damage hides it."""
+    try:
+        run = Run.open(path)
+        names = run.row_sets()
+    except QuantascopeError:
+        return []
+    notes = []
+    for name in names:
+        try:
+            row_set = run.row_set(name)
+            missing = row_set.missing_blocks()
+            fingerprint = None if missing else row_set.fingerprint()
+        except QuantascopeError:
+            continue
+        if missing:
+            detail = f"{len(missing)} of {row_set.num_blocks} blocks are not collected yet"
+            mend = "the collect command that made it goes on"
+            notes.append(Finding(file=row_set.folder, kind="unfinished", detail=detail, mend=mend))
+        notes += [note for room in ("index", "quanta") for note in _stale(path, run, room, name, fingerprint)]
+    return notes
+
+
+def _stale(path: str, run: Run, room: str, rows: str, fingerprint: str | None) -> list[Finding]:
+    notes = []
+    for name in run.derived_names(room):
+        derived = run.derived(room, name)
+        try:
+            is_stale = derived.facts().get("rows") == rows and derived.source != fingerprint
+        except QuantascopeError:
+            continue
+        if is_stale:
+            mend = again(shlex.quote(str(path)), room, name)
+            detail = "computed from other rows than the run holds now; it is refused when asked"
+            notes.append(Finding(file=derived.folder, kind="stale", detail=detail, mend=mend))
+    return notes
