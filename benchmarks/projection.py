@@ -214,8 +214,8 @@ def main() -> None:
         corpus = Path(scratch) / "corpus"
         write_corpus(corpus, max_bytes=1_500_000)
         folder = Path(options.model) if options.model else trained(options, corpus, Path(scratch))
-        model, batches = real_batches(folder, corpus, 96 if options.quick else 240, options.seed)
-    seeds = range(options.seed, options.seed + (2 if options.quick else 3))
+        model, batches = real_batches(folder, corpus, 96 if options.quick else 160, options.seed)
+    seeds = range(options.seed, options.seed + 2)
     frontier = Frontier(model, batches, options.blocks, seeds)
     dims = (1024,) if options.quick else (256, 1024, 4096, 16384)
     for dim in dims:
