@@ -56,6 +56,8 @@ web:
 bench: venv
 	$(BIN)/python benchmarks/collect.py --quick
 	$(BIN)/python benchmarks/projection.py --quick
+	$(BIN)/python benchmarks/ledger.py --quick
+	$(BIN)/python benchmarks/quanta.py --quick
 
 docs: venv
 	$(BIN)/python -m pytest tests/test_docs.py

@@ -4,7 +4,6 @@ Progress and errors go to stderr, results to stdout (as JSON with --json). Every
 purpose is one message and its own exit status.
 """
 
-import json
 import os
 import shlex
 import signal
@@ -16,6 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigurationError, QuantascopeError, RunNotFoundError
+from . import accounting, keeping
+from .options import JsonOption, QuantaOption, RunArgument, place, show
 from .progress_bar import progress_listener
 
 app = typer.Typer(
@@ -27,9 +28,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run.")]
-QuantaOption = Annotated[str, typer.Option("--quanta", help="Name of the clustering to ask.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _INTERRUPTED = 130
 
 
@@ -141,14 +139,14 @@ def collect(
         name=name,
         keep_text=not no_text,
         model=ModelSource(
-            model=_place(model),
+            model=place(model),
             revision=revision,
             dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,
         ),
         data=DataSource(
-            dataset=_place(dataset),
+            dataset=place(dataset),
             split=split,
             config_name=config_name,
             revision=dataset_revision,
@@ -195,7 +193,7 @@ def collect(
     )
     if dry_run:
         found = estimate(collection, options)
-        _print(
+        show(
             asdict(found),
             f"about {found.num_units:,} rows of {found.dim:,} numbers, {found.num_bytes / 1e6:,.1f} MB, "
             f"about {found.seconds / 3600:,.2f} hours",
@@ -204,7 +202,7 @@ def collect(
         return
     with progress_listener() as listener:
         done = run_collection(collection, options, listener=listener)
-    _print(
+    show(
         asdict(done),
         f"{done.num_units:,} rows of {done.dim:,} numbers in {out} ({collection.set_name}); {done.refused} refused, "
         f"{done.zero} zero, {done.cut} cut; {done.rows_here:,} collected now in {done.seconds:,.1f} s",
@@ -228,7 +226,7 @@ def cluster(
     as_json: JsonOption = False,
 ) -> None:
     """Cluster a run's rows into a tree of quanta, with evidence beside its nulls."""
-    from ..attribution.clustering import AverageLinkage
+    from ..attribution.clustering import AverageLinkage, Refined
     from ..attribution.whitening import WhiteningConfig
     from ..jobs.quanta import QuantaConfig, make_quanta, measure
     from ..storage.run import Run
@@ -237,7 +235,10 @@ def cluster(
         name=name,
         rows=rows,
         whitening=WhiteningConfig(strength=_one_of("--whitening", whitening, "none", "half", "full"), seed=seed),
-        clusterer=AverageLinkage(num_quanta=num_quanta, min_cosine=min_cosine, seed=seed),
+        clusterer=Refined(
+            inner=AverageLinkage(num_quanta=num_quanta, min_cosine=min_cosine, seed=seed),
+            keep_all=num_quanta is not None,
+        ),
     )
     opened = Run.open(run)
     with opened.store.lock(), progress_listener() as listener:
@@ -250,7 +251,7 @@ def cluster(
     ]
     if facts["rank_frequency"]:
         lines.append(facts["rank_frequency"]["sentence"])
-    _print(
+    show(
         {"num_quanta": facts["num_quanta"], "num_units": facts["num_units"], "evidence": evidence["rows"]},
         "\n".join(lines),
         as_json=as_json,
@@ -276,12 +277,12 @@ def trace(
 
     client = connect(run, quanta=quanta)
     if model:
-        client.use_model(_place(model))
+        client.use_model(place(model))
     found = client.trace(prompt, completion, k=k)
     if save:
         with client.run.store.lock():
             client.save_trace(save, found)
-    _print(asdict(found), trace_text(found), as_json=as_json)
+    show(asdict(found), trace_text(found), as_json=as_json)
 
 
 @app.command()
@@ -304,7 +305,7 @@ def info(run: RunArgument, as_json: JsonOption = False) -> None:
     from .text import info_text
 
     found = connect(run).info()
-    _print(found, info_text(found), as_json=as_json)
+    show(found, info_text(found), as_json=as_json)
 
 
 @app.command("ls")
@@ -317,7 +318,7 @@ def list_runs(
     if not Path(folder).is_dir():
         raise RunNotFoundError(f"{folder} is not a folder.")
     runs = [str(path) for path in find_runs(folder)]
-    _print({"runs": runs}, "\n".join(runs) or f"no runs below {folder}", as_json=as_json)
+    show({"runs": runs}, "\n".join(runs) or f"no runs below {folder}", as_json=as_json)
 
 
 @app.command("rm")
@@ -341,6 +342,12 @@ def remove(
     else:
         remove_run(opened)
     typer.echo(f"removed {what}")
+
+
+app.command()(keeping.verify)
+app.command()(keeping.repair)
+app.command()(keeping.copy)
+app.command()(accounting.ledger)
 
 
 def main() -> None:
@@ -371,16 +378,6 @@ def _interrupt(_signal: int, _frame: Any) -> None:  # noqa: ANN401 - signal's ow
 def _fail(message: str, status: int) -> None:
     typer.echo(message, err=True)
     sys.exit(status)
-
-
-def _print(value: Any, text: str, *, as_json: bool) -> None:  # noqa: ANN401 - anything that JSON can say
-    typer.echo(json.dumps(value, ensure_ascii=False) if as_json else text)
-
-
-def _place(text: str) -> str:
-    """A path that exists, made absolute, so that a run knows it from anywhere; a hub id as it is."""
-    path = Path(text).expanduser()
-    return str(path.resolve()) if path.exists() else text
 
 
 def _one_of(option: str, value: str, *accepted: str) -> Any:  # noqa: ANN401 - a literal that the caller names

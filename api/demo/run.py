@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 
 from ... import __version__
-from ...attribution.clustering import AverageLinkage
 from ...attribution.faiss_backend import require_faiss
 from ...jobs.collect import Collected, Collection, collect
 from ...jobs.config import RowConfig, SelectionConfig, SetConfig
@@ -81,7 +80,7 @@ def run_demo(config: DemoConfig, listener: Listener) -> str:
             collect_curves(Run.open(out), "token-loss", checkpoints, options, listener=listener)
     run = Run.open(out)
     with run.store.lock():
-        quanta = make_quanta(run, QuantaConfig(clusterer=AverageLinkage()), listener=listener)
+        quanta = make_quanta(run, QuantaConfig(), listener=listener)
         evidence = measure(quanta, roles=syntactic_roles)
         client = Client(out)
         for title, prompt, completion in TRACES:

@@ -29,6 +29,10 @@ COMMANDS = {
     "info": "RUN --json",
     "ls": "folder --json",
     "rm": "RUN --rows --quanta --yes",
+    "verify": "RUN --json",
+    "repair": "RUN --model --dataset --workers --json",
+    "copy": "RUN TO --json",
+    "ledger": "RUN --name --depth --module --json",
 }
 """Every command with its arguments and flags, in the order of its help."""
 HEAVY = ("torch", "transformers", "ray", "datasets", "pyarrow", "zarr", "faiss", "sklearn")

@@ -1,0 +1,44 @@
+"""The command that asks a ledger: who moved the weights, who lowered whose loss, what is left."""
+
+from typing import Annotated
+
+import typer
+
+from ..errors import RunNotFoundError
+from .options import JsonOption, RunArgument, show
+
+
+def ledger(
+    run: RunArgument,
+    name: Annotated[str | None, typer.Option(help="The ledger to ask; the default is main, or the only one.")] = None,
+    depth: Annotated[
+        int | None, typer.Option(help="Add up kinds that share so many parts of their paths (living/animal).")
+    ] = None,
+    module: Annotated[
+        str | None, typer.Option(help="Only this part of the network: a module's name, or its beginning.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a training's ledger: what each kind of data did to the weights and to each kind's loss."""
+    from ..jobs.ledger import ROOM, read_ledger
+    from ..storage.run import Run
+    from .ledger_text import ledger_json, ledger_text
+
+    opened = Run.open(run)
+    names = opened.derived_names(ROOM)
+    if not names:
+        raise RunNotFoundError(f"{run} has no ledger yet: write_ledger keeps one (docs/ledger.md).")
+    stored = read_ledger(opened, name or ("main" if "main" in names else names[0]))
+    balance, losses = stored.balance, stored.losses
+    if module:
+        inside = [m for m in balance.modules if m == module or m.startswith(f"{module}.")]
+        if not inside:
+            raise RunNotFoundError(f"The ledger has no module {module!r}; it has {', '.join(balance.modules)}.")
+        balance, losses = balance.within(inside), losses.within(inside) if losses else None
+    if depth is not None:
+        balance, losses = balance.roll_up(depth), losses.roll_up(depth) if losses else None
+    show(
+        ledger_json(stored.name, balance, losses, stored.facts),
+        ledger_text(stored.name, balance, losses),
+        as_json=as_json,
+    )

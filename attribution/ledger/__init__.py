@@ -1,0 +1,30 @@
+"""The ledger: what each kind of data did to the weights and to the loss, booked step by step, with books that balance.
+
+An account of the training as it happened, not a counterfactual: see docs/ledger.md.
+"""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from .chart import Chart as Chart
+    from .evaluation import Evaluation as Evaluation
+    from .examples import ExampleRecord as ExampleRecord
+    from .examples import example_effects as example_effects
+    from .examples import example_entries as example_entries
+    from .ledger import Ledger as Ledger
+    from .ledger import Step as Step
+    from .sheets import BalanceSheet as BalanceSheet
+    from .sheets import LossSheet as LossSheet
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "chart": ["Chart"],
+        "evaluation": ["Evaluation"],
+        "examples": ["ExampleRecord", "example_effects", "example_entries"],
+        "ledger": ["Ledger", "Step"],
+        "sheets": ["BalanceSheet", "LossSheet"],
+    },
+)

@@ -1,0 +1,94 @@
+"""Every single example's effect on the final weights, by a backward recursion over the steps (dense, small models).
+
+With the step of linear_steps.py, m ← β m + k g and Δ = −scale ⊙ (a g + b m) − decoupled w, the effect on w_T of a
+gradient g that is stepped at step s is −(a scaleₛ Dₛ₊₁ + k Cₛ) ⊙ g, where
+
+    Cₛ = b scaleₛ Dₛ₊₁ + βₛ₊₁ Cₛ₊₁        Dₛ₊₁ = Π over r > s of (1 − decoupledᵣ)
+
+*Net* entries shrink with the decay that comes after them, and w_T − D₁ w₀ is their sum. *Gross* ones (D = 1) sum to
+the kinds' entries; decay has an account of its own. Elementwise, so that it does not factor through two-sided probes.
+
+For AdamW, k Cₛ is (1 − β₁) Bₛ with Bₛ = ηₛ Dₛ₊₁ Pₛ / (1 − β₁ˢ) + β₁ Bₛ₊₁.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Inexact
+from torch import Tensor
+
+from ...errors import ConfigurationError
+from .linear_steps import MomentumStep, WeightStep
+
+
+@dataclass(slots=True, kw_only=True)
+class ExampleRecord:
+    """What the recursion needs of a training: steps × parameters numbers, and examples × parameters."""
+
+    parameters: dict[str, int]
+    """Numbers of each parameter, in the order of the columns."""
+    steps: list[dict[str, tuple[MomentumStep, WeightStep]]] = field(default_factory=list)
+    """For each step, of each parameter that was stepped."""
+    gradients: list[Inexact[Tensor, "example number"]] = field(default_factory=list)
+    """For each step: each example's part of the stepped gradient (its share of the mean, clipped)."""
+    labels: list[list[str]] = field(default_factory=list)
+    """For each step: each example's kind."""
+
+    @property
+    def step_of(self) -> list[int]:
+        """The step of each example, from 0, in the order of entries."""
+        return [step for step, own in enumerate(self.labels) for _ in own]
+
+
+def example_effects(record: ExampleRecord, *, net: bool) -> Inexact[Tensor, "step number"]:
+    """By which each step's gradients are multiplied, number by number, to give their effect on the final weights.
+
+    ConfigurationError for net effects where decay runs through the momentum (Adam and SGD with weight_decay).
+    """
+    return torch.cat([_effects(record, name, size, net=net) for name, size in record.parameters.items()], dim=1)
+
+
+def example_entries(record: ExampleRecord, *, net: bool = False) -> Float[Tensor, "example number"]:
+    """Each example's entry, in the order of the record; gross unless `net`."""
+    effects = example_effects(record, net=net)
+    return torch.cat([e * g for e, g in zip(effects, record.gradients, strict=True)])
+
+
+def shrinkage(record: ExampleRecord) -> Float[Tensor, " number"]:
+    """D₁: what decay leaves of the initial weights."""
+    parts = []
+    like = record.gradients[0]
+    for name, size in record.parameters.items():
+        left = 1.0
+        for step in record.steps:
+            left *= 1 - step[name][0].decoupled if name in step else 1.0
+        parts.append(like.new_full((size,), left))
+    return torch.cat(parts)
+
+
+def _effects(record: ExampleRecord, name: str, size: int, *, net: bool) -> Tensor:
+    like = record.gradients[0]
+    result = like.new_zeros(len(record.steps), size)
+    carried, left = like.new_zeros(size), 1.0
+    for number in range(len(record.steps) - 1, -1, -1):
+        if name not in record.steps[number]:
+            continue  # not stepped: its momentum waits
+        momentum, weight = record.steps[number][name]
+        if net and momentum.coupled:
+            raise ConfigurationError(
+                "Net entries need decay beside the gradient (AdamW); with decay inside it, it runs through the "
+                "momentum. Ask for gross entries, where decay is an account of its own."
+            )
+        scale = weight.scale.flatten() if isinstance(weight.scale, Tensor) else like.new_full((size,), weight.scale)
+        carried = weight.from_momentum * left * scale + carried
+        result[number] = -momentum.sign * (weight.direct * left * scale + momentum.keep * carried)
+        carried = momentum.beta * carried
+        if net:
+            left *= 1 - momentum.decoupled
+    return result
+
+
+def flat(values: Mapping[str, Tensor], order: Mapping[str, int]) -> Inexact[Tensor, "row number"]:
+    """[row, …] by parameter as one matrix."""
+    return torch.cat([values[name].flatten(1) for name in order], dim=1)

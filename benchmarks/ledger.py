@@ -1,0 +1,273 @@
+"""The ledger's books: do they balance, what do they cost, and do entries follow kinds that are permuted or split.
+
+A GPT-NeoX of random weights is trained on bigram texts of 14 kinds, some of which share their bigrams. Weight books:
+300 steps of AdamW with clipping, decay, warm-up and accumulation, in both precisions, beside the same training without
+a ledger (100 steps with --quick); `kinds and decay` leaves the account of rounding out. Loss books: periods of 1 to 20
+steps, split or not; `off the path` is how far the matrix is from that of single steps. Time: steps with and without a
+ledger in turn, 8 examples of each of 14 kinds in a batch.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from result import Bar, arguments, finish
+from torch.nn.functional import cross_entropy
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+from quantascope.attribution.ledger import Evaluation, Ledger, example_entries
+from quantascope.attribution.ledger.examples import shrinkage
+
+NUM_KINDS = 14
+KINDS = [f"{'even' if k % 2 == 0 else 'odd'}/{k}" for k in range(NUM_KINDS)]
+Rename = Callable[[str, int], str]
+
+
+class Texts:
+    """Bigram texts: neighbours among the kinds share half of their bigrams."""
+
+    def __init__(self, vocab: int, length: int, seed: int) -> None:
+        chance = np.random.default_rng(seed)
+        own = chance.integers(0, vocab, (NUM_KINDS, vocab))
+        shared = chance.integers(0, vocab, ((NUM_KINDS + 1) // 2, vocab))
+        use = chance.random((NUM_KINDS, vocab)) < 0.5
+        self.following = np.where(use, shared[np.arange(NUM_KINDS) // 2], own)
+        self.vocab, self.length = vocab, length
+
+    def draw(self, chance: np.random.Generator, per_kind: int) -> tuple[torch.Tensor, list[str]]:
+        kind = np.repeat(np.arange(NUM_KINDS), per_kind)
+        ids = np.zeros((len(kind), self.length), np.int64)
+        ids[:, 0] = chance.integers(0, self.vocab, len(kind))
+        for at in range(1, self.length):
+            stray = chance.random(len(kind)) < 0.1
+            ids[:, at] = np.where(
+                stray, chance.integers(0, self.vocab, len(kind)), self.following[kind, ids[:, at - 1]]
+            )
+        order = chance.permutation(len(kind))
+        return torch.from_numpy(ids[order]), [KINDS[k] for k in kind[order]]
+
+
+def losses_of(model: GPTNeoXForCausalLM, ids: torch.Tensor) -> torch.Tensor:
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    values = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return values.reshape(len(ids), -1).mean(1)
+
+
+class Bench:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.quick, self.seed = options.quick, options.seed
+        self.width, self.vocab, self.length = (16, 64, 12) if self.quick else (48, 256, 24)
+        self.texts = Texts(self.vocab, self.length, self.seed)
+
+    def model(self, dtype: torch.dtype = torch.float64, **size: int) -> GPTNeoXForCausalLM:
+        torch.manual_seed(self.seed)
+        width = size.get("width", self.width)
+        config = GPTNeoXConfig(
+            vocab_size=size.get("vocab", self.vocab),
+            hidden_size=width,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=4 * width,
+            max_position_embeddings=size.get("length", self.length),
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+        return GPTNeoXForCausalLM(config).to(dtype)
+
+    def train(
+        self,
+        steps: int,
+        dtype: torch.dtype = torch.float64,
+        *,
+        kinds: list[str] | None = None,
+        rename: Rename = lambda label, _example: label,
+        accumulate: int = 1,
+        per_kind: int = 1,
+        **books: Any,  # noqa: ANN401 - the ledger's own options
+    ) -> tuple[GPTNeoXForCausalLM, Ledger | None]:
+        """AdamW with clipping, decay and warm-up; without `kinds` no ledger is kept."""
+        model = self.model(dtype)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / 30))
+        ledger = Ledger(model, optimiser, kinds, **books) if kinds else None
+        chance = np.random.default_rng(self.seed + 1)
+        for _ in range(steps):
+            drawn = [self.texts.draw(chance, per_kind) for _ in range(accumulate)]
+            total = sum(len(labels) for _, labels in drawn)
+            if ledger is None:
+                for ids, _ in drawn:
+                    (losses_of(model, ids).sum() / total).backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+                optimiser.step()
+            else:
+                with ledger.step() as step:
+                    for ids, labels in drawn:
+                        step.begin([rename(label, example) for example, label in enumerate(labels)])
+                        step.backward(losses_of(model, ids), divide_by=total)
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+                    optimiser.step()
+            schedule.step()
+            optimiser.zero_grad()
+        if ledger is not None:
+            ledger.close()
+        return model, ledger
+
+    def weight_books(self) -> tuple[list[dict[str, Any]], list[Bar]]:
+        rows, bars = [], []
+        for dtype, limit in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+            steps = 100 if self.quick else 300
+            plain, _ = self.train(steps, dtype, accumulate=2)
+            kept, ledger = self.train(steps, dtype, kinds=KINDS, accumulate=2)
+            assert ledger is not None
+            sheet = ledger.balance()
+            change = float(np.sqrt(sheet.change_square.sum()))
+            without = _without_rounding(ledger) / change
+            same = all(torch.equal(a, b) for a, b in zip(plain.parameters(), kept.parameters(), strict=True))
+            name = str(dtype).removeprefix("torch.")
+            rows.append({"what": f"weight books, {name}", "residual": sheet.residual, "kinds and decay": without})
+            bars.append(_at_most(f"weight books, {name}", sheet.residual, limit))
+            bars.append(_at_most(f"weights that differ from plain training, {name}", float(not same), 0))
+        return rows, bars
+
+    def loss_books(self) -> tuple[list[dict[str, Any]], list[Bar]]:
+        rows, bars, reference = [], [], None
+        steps = 40 if self.quick else 300
+        held_out = self.texts.draw(np.random.default_rng(self.seed + 2), 2 if self.quick else 8)
+        start = time.perf_counter()
+        self.train(steps, kinds=KINDS)
+        alone = time.perf_counter() - start
+        for period, max_panels in ((1, 1), (1, 8), (2, 8), (5, 8), (10, 1), (10, 8), (20, 8)):
+            if self.quick and (period, max_panels) in ((1, 8), (2, 8), (20, 8)):
+                continue
+            evaluation = Evaluation(batches=[held_out], losses=losses_of, max_panels=max_panels)
+            start = time.perf_counter()
+            _, ledger = self.train(steps, kinds=KINDS, evaluation=evaluation, period_steps=period)
+            assert ledger is not None
+            sheet = ledger.loss_sheet()
+            assert sheet is not None
+            reference = sheet.matrix if reference is None else reference
+            missed = float((sheet.missed / sheet.path).max())
+            rows.append(
+                {
+                    "what": f"loss books, every {period}, {max_panels} panels",
+                    "residual": missed,
+                    "off the path": float(np.linalg.norm(sheet.matrix - reference) / np.linalg.norm(reference)),
+                    "over weight books": (time.perf_counter() - start) / alone,
+                }
+            )
+            if (period, max_panels) in ((1, 1), (10, 8)):
+                bars.append(_at_most(f"loss books, every {period}, worst kind's Σ|residual| / Σ|change|", missed, 1e-3))
+        return rows, bars
+
+    def kinds(self) -> tuple[list[dict[str, Any]], list[Bar]]:
+        """Entries of renamed kinds beside those of the kinds themselves."""
+        steps = 20
+        whole = self.train(steps, kinds=KINDS)[1]
+        halves = [f"{KINDS[0]}/{half}" for half in "ab"]
+        trials: dict[str, tuple[list[str], Rename]] = {
+            "permuted": (KINDS[::-1], lambda label, _: label),
+            "split": ([*halves, *KINDS[1:]], lambda label, i: f"{label}/{'ab'[i % 2]}" if label == KINDS[0] else label),
+            "merged": (["even", "odd"], lambda label, _: label.split("/")[0]),
+        }
+        assert whole is not None
+        rows = []
+        for name, (kinds, rename) in trials.items():
+            ledger = self.train(steps, kinds=kinds, rename=rename)[1]
+            assert ledger is not None
+            accounts = ["even", "odd", "decay"] if name == "merged" else [*KINDS, "decay"]
+            worst = max(_distance(_flat(ledger.entry(a)), _flat(whole.entry(a))) for a in accounts)
+            rows.append({"what": f"kinds {name}", "residual": worst})
+        return rows, [_at_most(f"{row['what']}: worst entry's distance", row["residual"], 1e-9) for row in rows]
+
+    def examples(self) -> tuple[list[dict[str, Any]], list[Bar]]:
+        _, ledger = self.train(20, kinds=KINDS, accumulate=2, keep_examples=True)
+        assert ledger is not None
+        assert ledger.record is not None
+        entries = example_entries(ledger.record)
+        labels = [label for own in ledger.record.labels for label in own]
+        gross = max(
+            _distance(entries[[i for i, label in enumerate(labels) if label == k]].sum(0), _flat(ledger.entry(k)))
+            for k in KINDS
+        )
+        first, last = _flat(ledger.books.start), _flat({n: p.detach() for n, p in ledger.books.parameters.items()})
+        net = _distance(example_entries(ledger.record, net=True).sum(0), last - shrinkage(ledger.record) * first)
+        found = {"single examples, gross": gross, "single examples, net": net}
+        return [{"what": n, "residual": v} for n, v in found.items()], [_at_most(n, v, 1e-10) for n, v in found.items()]
+
+    def cost(self) -> tuple[list[dict[str, Any]], list[Bar]]:
+        """Seconds of a step with a ledger over one without, in turn; memory of the books over the parameters'."""
+        size = {"width": 64, "vocab": 512, "length": 32} if self.quick else {"width": 96, "vocab": 2048, "length": 64}
+        chance = torch.Generator().manual_seed(self.seed)
+        ids = torch.randint(0, size["vocab"], (8 * NUM_KINDS, size["length"]), generator=chance)
+        labels = [KINDS[i % NUM_KINDS] for i in range(len(ids))]
+        plain, kept = self.model(torch.float32, **size), self.model(torch.float32, **size)
+        plain_optimiser, optimiser = (torch.optim.AdamW(m.parameters(), lr=1e-3) for m in (plain, kept))
+        ledger = Ledger(kept, optimiser, KINDS)
+        ratios = []
+        for number in range(8 if self.quick else 12):
+            start = time.perf_counter()
+            losses_of(plain, ids).mean().backward()
+            torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+            plain_optimiser.step()
+            plain_optimiser.zero_grad()
+            middle = time.perf_counter()
+            with ledger.step(labels) as step:
+                step.backward(losses_of(kept, ids))
+                torch.nn.utils.clip_grad_norm_(kept.parameters(), 1.0)
+                optimiser.step()
+            optimiser.zero_grad()
+            if number > 1:
+                ratios.append((time.perf_counter() - middle) / (middle - start))
+        ratio = float(np.median(ratios))
+        held = sum(
+            t.numel()
+            for buffers in (ledger.books.tensors(), {"g": ledger.books.gradients})
+            for own in buffers.values()
+            for t in own.values()
+        )
+        copies = held / sum(p.numel() for p in kept.parameters())
+        row = {"what": "cost, 14 kinds of 8", "time over plain": ratio, "copies of the weights": copies}
+        return [row], [_at_most("time over plain training, 14 kinds with 8 examples each", ratio, 2.5)]
+
+
+def _without_rounding(ledger: Ledger) -> float:
+    """Norm of w_T − w_0 without kinds and decay, the account of rounding left out."""
+    square = 0.0
+    for name in ledger.books.parameters:
+        entries = ledger.books.entries(name)
+        left = ledger.books.change(name).double() - entries.double().sum(0) + entries[-2].double()
+        square += float(left.square().sum())
+    return square**0.5
+
+
+def _flat(values: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([v.flatten() for v in values.values()])
+
+
+def _distance(first: torch.Tensor, second: torch.Tensor) -> float:
+    return float((first - second).norm() / second.norm())
+
+
+def _at_most(name: str, value: float, limit: float) -> Bar:
+    return Bar(name=name, value=value, limit=limit, holds=value <= limit)
+
+
+def main() -> None:
+    options = arguments(__doc__ or "").parse_args()
+    torch.set_num_threads(options.threads)
+    bench = Bench(options)
+    rows: list[dict[str, Any]] = []
+    bars: list[Bar] = []
+    for part in (bench.cost, bench.weight_books, bench.loss_books, bench.kinds, bench.examples):
+        found, own = part()
+        rows += found
+        bars += own
+    columns = ("what", "residual", "kinds and decay", "off the path", "over weight books", "time over plain")
+    finish("ledger", (*columns, "copies of the weights"), rows, bars, options)
+
+
+if __name__ == "__main__":
+    main()
