@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int
 
-from ..attribution.clustering import AverageLinkage, Clustering
+from ..attribution.clustering import AverageLinkage, Clusterer, Clustering, Refined
 from ..attribution.evidence import next_token_evidence, role_evidence, role_information
 from ..attribution.faiss_backend import build_index, require_faiss
 from ..attribution.labels import label_quanta
@@ -45,7 +45,7 @@ class QuantaConfig:
     rows: str | None = None
     """The row set; None takes the token rows."""
     whitening: WhiteningConfig = field(default_factory=WhiteningConfig)
-    clusterer: AverageLinkage = field(default_factory=AverageLinkage)
+    clusterer: Clusterer = field(default_factory=Refined)
 
 
 class Quanta:
@@ -290,9 +290,9 @@ def _rank_frequency(rows: np.ndarray, clustering: Clustering, config: QuantaConf
 
 
 def _null_sizes(rows: np.ndarray, num_quanta: int, *, seed: int) -> np.ndarray:
-    """Sizes of as many clusters of rows without groups: every column shuffled over the units by itself."""
+    """Sizes of as many clusters at first of rows without groups: every column shuffled over the units by itself."""
     shuffled = np.random.default_rng(seed).permuted(rows, axis=0)
-    return AverageLinkage(num_quanta=num_quanta, seed=seed).cluster(shuffled).sizes
+    return Refined(inner=AverageLinkage(num_quanta=num_quanta, seed=seed)).cluster(shuffled).sizes
 
 
 def _tail(sizes: np.ndarray) -> TailFit | None:

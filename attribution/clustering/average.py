@@ -1,6 +1,6 @@
 """The default clusterer: average linkage on cosines, of all rows or of micro-clusters.
 
-Among the clusterers measured on planted directions it recovers most, and its tree comes for free. Knows arrays only.
+The tree comes for free. What it loses at the edges of quanta, mixture.py wins back. Knows arrays only.
 """
 
 from dataclasses import dataclass
@@ -10,11 +10,12 @@ from jaxtyping import Float, Int
 
 from ...errors import ConfigurationError
 from ..faiss_backend import spherical_kmeans
-from ..whitening import unit_rows
 from .base import Clustering, cut_clustering, group_sums
 from .choose import choose_cut
+from .flat import checked_rows
+from .heights import by_centre_cosine
 from .linkage import average_linkage
-from .tree import Tree
+from .nested import MAX_PAIRS_ROWS, nested_clustering
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,10 +23,10 @@ class AverageLinkage:
     """Average linkage; `num_quanta` or `min_cosine` fix the cut, without them held-out documents do (choose.py)."""
 
     num_quanta: int | None = None
-    """How many quanta to leave, between 1 and the number of rows (or micro-clusters)."""
+    """How many quanta to leave, between 1 and the number of rows; fewer where there are fewer micro-clusters."""
     min_cosine: float | None = None
     """Join groups while their mean cosine is at least this, in [−1, 1]."""
-    max_pairs_rows: int = 20_000
+    max_pairs_rows: int = MAX_PAIRS_ROWS
     """Up to this many rows all pairs are compared (4 bytes for each pair); above, micro-clusters are joined."""
     micro_clusters: int = 4_096
     """Micro-clusters that FAISS makes of more rows than that; several times the quanta expected."""
@@ -54,21 +55,26 @@ class AverageLinkage:
 
         `documents` names each row's document, for choosing how many quanta; without it each row is its own.
 
-        Raises ConfigurationError for zero or non-finite rows, no rows, or more quanta than groups;
+        Raises ConfigurationError for zero or non-finite rows, no rows, or more quanta than rows;
         MissingDependencyError where micro-clusters are needed and FAISS is missing.
         """
-        if len(rows) == 0:
-            raise ConfigurationError("no rows to cluster; collect at least one valid row")
+        unit = checked_rows(rows)
         if self.num_quanta is not None and self.num_quanta > len(rows):
             raise ConfigurationError(f"num_quanta is {self.num_quanta}, there are {len(rows)} rows: give at most that.")
-        unit = unit_rows(rows)
         groups = self._groups(unit)
         num_groups = int(groups.max()) + 1
-        if num_groups == len(unit):
-            tree = average_linkage(unit)
-        else:
-            tree = average_linkage(group_sums(unit, groups, num_groups), np.bincount(groups, minlength=num_groups))
-        return cut_clustering(unit, groups, tree, self._count(unit, tree, documents))
+        counts = np.bincount(groups, minlength=num_groups)
+        sums = unit if num_groups == len(unit) else group_sums(unit, groups, num_groups)
+        tree = average_linkage(sums, counts)
+        if self.num_quanta is not None:
+            return cut_clustering(unit, groups, tree, min(self.num_quanta, num_groups))
+        if self.min_cosine is not None:
+            return cut_clustering(unit, groups, tree, tree.num_leaves_at(self.min_cosine))
+        cosine = self._chosen(unit, documents)
+        if cosine <= -1:
+            return cut_clustering(unit, groups, tree, 1)
+        pairs = (np.einsum("ij,ij->i", sums, sums, dtype=np.float64) - counts) / 2
+        return nested_clustering(unit, by_centre_cosine(tree, pairs).cut_at(cosine)[groups], groups)
 
     def _groups(self, unit: np.ndarray) -> np.ndarray:
         """Leaf of each row: itself, or its micro-cluster (empty ones are dropped)."""
@@ -81,11 +87,8 @@ class AverageLinkage:
         )
         return np.unique(nearest, return_inverse=True)[1].astype(np.int32)
 
-    def _count(self, unit: np.ndarray, tree: Tree, documents: np.ndarray | None) -> int:
-        if self.num_quanta is not None:
-            return self.num_quanta
-        if self.min_cosine is not None:
-            return tree.num_leaves_at(self.min_cosine)
+    def _chosen(self, unit: np.ndarray, documents: np.ndarray | None) -> float:
+        """The centre cosine of the cut; −1 where there are too few rows to choose one."""
         if len(unit) < 4 or (documents is not None and len(np.unique(documents)) < 2):
-            return 1
-        return tree.num_leaves_at(choose_cut(unit, documents, seed=self.seed).cosine)
+            return -1.0
+        return choose_cut(unit, documents, seed=self.seed).cosine

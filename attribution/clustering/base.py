@@ -44,6 +44,11 @@ class Clustering:
 class Clusterer(Protocol):
     """Anything that makes quanta of rows."""
 
+    @property
+    def seed(self) -> int:
+        """Of everything that it draws."""
+        ...
+
     def cluster(
         self, rows: Float[np.ndarray, "unit dim"], documents: Int[np.ndarray, " unit"] | None = None
     ) -> Clustering:

@@ -4,21 +4,32 @@ Prediction strength (Tibshirani & Walther 2005, Journal of Computational and Gra
 corrected for chance and averaged over the quanta instead of their minimum. The documents are halved, each half is
 clustered by itself; then, for each quantum of one half, the share of its pairs of units from different documents that
 the other half's centroids put together too. A cut that is too fine breaks up what is one group elsewhere; one that is
-too coarse joins groups by accident, and elsewhere other accidents happen. Knows unit rows and their documents.
+too coarse joins groups by accident, and elsewhere other accidents happen. Cuts are made at the cosine of centres
+(heights.py), which means the same in every branch. Knows unit rows and their documents.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.cluster.hierarchy import leaves_list
 
 from ...errors import ConfigurationError
+from ..whitening import unit_rows
+from .heights import by_centre_cosine
 from .linkage import average_linkage
 from .tree import Tree
 
-_LEAST_STRENGTH = 0.1
-"""Below this no cut comes back, and everything is one quantum: rows without structure reach about 0.02."""
+CUTS = np.arange(5, 100, 5) / 100
+"""Centre cosines that are tried."""
+_USUAL = 0.4
+"""Where nothing speaks for another cut: planted directions come back whole from about 0.3 to 0.6."""
+_NO_WORSE = 0.05
+"""Differences of strength below this are no reason to leave the usual cut."""
+
+_MOST_SPLITS = 8
+_DOUBTFUL = 0.2
+"""Below this differences say little, and it must beat rows without structure, which reach 0.01 to 0.17."""
+_NUM_NULLS, _NULL_SPLITS = 3, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +37,9 @@ class CutChoice:
     """Which cut comes back best, and how well."""
 
     cosine: float
-    """Merges at this mean cosine or above are made; −1 (one quantum) where no cut comes back."""
+    """Merges at this centre cosine or above are made; −1 (one quantum) where none beats rows without structure."""
     strength: float
-    """Prediction strength at the chosen cut: 0 is chance, 1 perfect; units in quanta of one document count as 0."""
+    """The greatest prediction strength: 0 is chance, 1 perfect; units in quanta of one document count as 0."""
     cosines: Float[np.ndarray, " cut"]
     """The cuts that were tried."""
     strengths: Float[np.ndarray, " cut"]
@@ -54,13 +65,13 @@ def choose_cut(
     *,
     seed: int = 0,
     max_rows: int = 6_000,
-    num_cuts: int = 40,
     num_splits: int | None = None,
 ) -> CutChoice:
-    """The mean cosine at which to cut an average linkage of these unit rows.
+    """The centre cosine at which to cut an average linkage of these unit rows.
 
-    Of `num_cuts` cuts at geometric steps the one with the greatest prediction strength wins, or a coarser one within a
-    standard error of the paired difference, where there are several splits to tell it;
+    Of 19 cuts the one with the greatest prediction strength wins, or the one nearest to 0.4 among those that are within
+    0.05 of it, or within a standard error of the paired difference where there are several splits to tell it. Where
+    none reaches 0.2, it is 0.4 if the strength beats that of shuffled columns, and otherwise there is one quantum;
     strength is averaged over both directions between the halves and over `num_splits` ways to halve (None: as many as
     add up to 4,000 rows, 1 to 8). Without `documents` every row is one. At most `max_rows` rows are looked at, drawn
     without replacement. Deterministic in the seed. Raises ConfigurationError for fewer than 4 rows or 2 documents.
@@ -74,32 +85,52 @@ def choose_cut(
             f"{len(rows)} rows of {len(names)} documents are too few to choose a number of quanta; name num_quanta."
         )
     picked = np.sort(rng.permutation(len(rows))[:max_rows])
-    splits = []
-    for _ in range(num_splits or int(np.clip(4_000 // len(picked), 1, 8))):
-        in_first = np.isin(documents[picked], rng.permutation(names)[: len(names) // 2])
-        splits.append([_half(rows[part], documents[part]) for part in (picked[in_first], picked[~in_first])])
-    heights = np.sort(np.concatenate([half.tree.cosines for half in splits[0]]))
-    cosines = heights[np.unique(np.geomspace(1, len(heights), num_cuts).round().astype(int)) - 1]
-    measured = np.concatenate([_both_ways(first, second, cosines) for first, second in splits])
+    rows, documents = rows[picked], documents[picked]
+    several = num_splits or int(np.clip(4_000 // len(picked), 1, _MOST_SPLITS))
+    measured = _measured(rows, documents, rng, several)
     strengths = measured.mean(axis=0)
     best = int(strengths.argmax())
-    enough = bool(strengths[best] >= _LEAST_STRENGTH)
-    if len(splits) > 1:
-        errors = (measured[:, [best]] - measured).std(axis=0) / np.sqrt(len(measured))
-        best = int(np.flatnonzero(strengths >= strengths[best] - errors)[0])
+    errors = (measured[:, [best]] - measured).std(axis=0) / np.sqrt(len(measured)) if several > 1 else 0.0
+    no_worse = np.flatnonzero(strengths >= strengths[best] - np.maximum(errors, _NO_WORSE))
+    chosen = float(CUTS[no_worse[np.abs(CUTS[no_worse] - _USUAL).argmin()]])
+    if strengths[best] < _DOUBTFUL:
+        chosen = _USUAL if strengths[best] > _null_strength(rows, documents, rng, several) else -1.0
     return CutChoice(
-        cosine=float(cosines[best]) if enough else -1.0,
+        cosine=chosen,
         strength=float(strengths[best]),
-        cosines=cosines,
+        cosines=CUTS,
         strengths=strengths,
     )
 
 
+def _measured(
+    rows: np.ndarray, documents: np.ndarray, rng: np.random.Generator, num_splits: int
+) -> Float[np.ndarray, "direction cut"]:
+    """Prediction strength at each cut, in both directions of each split of the documents."""
+    names = np.unique(documents)
+    found = []
+    for _ in range(num_splits):
+        in_first = np.isin(documents, rng.permutation(names)[: len(names) // 2])
+        found.append(
+            _both_ways(_half(rows[in_first], documents[in_first]), _half(rows[~in_first], documents[~in_first]), CUTS)
+        )
+    return np.concatenate(found)
+
+
+def _null_strength(rows: np.ndarray, documents: np.ndarray, rng: np.random.Generator, num_splits: int) -> float:
+    """A little above what the same rows reach with each column shuffled by itself, which leaves no structure."""
+    nulls = [
+        _measured(unit_rows(rng.permuted(rows, axis=0)), documents, rng, min(num_splits, _NULL_SPLITS))
+        .mean(axis=0)
+        .max()
+        for _ in range(_NUM_NULLS)
+    ]
+    return 1.25 * float(max(nulls)) + 0.01
+
+
 def _half(rows: np.ndarray, documents: np.ndarray) -> _Half:
-    tree = average_linkage(rows)
-    scipy_merges = tree.merges.copy()
-    scipy_merges[:, 2] = np.maximum(1 - tree.cosines, 0)
-    order = leaves_list(scipy_merges) if len(rows) > 1 else np.zeros(1, np.int64)
+    tree = by_centre_cosine(average_linkage(rows))
+    order = tree.leaf_order
     named = np.unique(documents, return_inverse=True)[1]
     return _Half(
         tree=tree, order=order, rows=rows[order], documents=named[order], run_sums=_sums_before(rows[order].T).T

@@ -29,8 +29,13 @@ def average_linkage(sums: Float[np.ndarray, "group dim"], counts: Int[np.ndarray
         block[:, : stop - start] = np.tril(block[:, : stop - start]) + np.tril(block[:, : stop - start], -1).T
         cosines[start:stop, start:] = block
         cosines[start:, start:stop] = block.T
-    merges = _nearest_neighbour_chain(cosines, sizes.astype(np.float64))
-    return Tree(merges=_in_order(merges, sizes), leaf_counts=sizes)
+    return linkage_of_cosines(cosines, sizes)
+
+
+def linkage_of_cosines(cosines: Float[np.ndarray, "group group"], counts: Int[np.ndarray, " group"]) -> Tree:
+    """The same from a symmetric float32 matrix of mean cosines, which is overwritten."""
+    merges = _nearest_neighbour_chain(cosines, counts.astype(np.float64))
+    return Tree(merges=_in_order(merges, counts), leaf_counts=counts.astype(np.int64))
 
 
 def _nearest_neighbour_chain(cosines: np.ndarray, sizes: np.ndarray) -> np.ndarray:

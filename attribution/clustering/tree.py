@@ -73,6 +73,21 @@ class Tree:
         counts = np.bincount(order[groups], weights=self.leaf_counts, minlength=num_groups)
         return type(self)(merges=merges, leaf_counts=counts.astype(np.int64))
 
+    @cached_property
+    def leaf_order(self) -> Int64[np.ndarray, " leaf"]:
+        """Leaves in an order in which every branch is a run of neighbours."""
+        if self.num_leaves == 1:
+            return np.zeros(1, dtype=np.int64)
+        order: list[int] = []
+        waiting = [self.num_leaves + len(self.merges) - 1]
+        while waiting:
+            node = waiting.pop()
+            if node < self.num_leaves:
+                order.append(node)
+            else:
+                waiting.extend(reversed(self._sides[node - self.num_leaves]))
+        return np.array(order, dtype=np.int64)
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The two arrays by name, for storing."""
         return {"merges": self.merges, "leaf_counts": self.leaf_counts}
