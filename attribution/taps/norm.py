@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
 from .copies import Bare
 from .recorder import Recorder, examples_first
@@ -30,7 +31,7 @@ def norm_hook(recorder: Recorder, name: str, module: nn.Module, parameters: tupl
 
     def forward(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         with torch.no_grad():
-            at_zero = examples_first(normalised(0.0, tuple(_first_vector(a) for a in args), kwargs))[0]
+            at_zero = normalised(0.0, *tree_map(_known_vector, (args, kwargs)))
             normal = examples_first(normalised(0.0 if at_zero.any() else 1.0, args, kwargs))[0]
         normal = recorder.positions(name, normal)
         reading = recorder.readings[name]
@@ -46,8 +47,10 @@ def norm_hook(recorder: Recorder, name: str, module: nn.Module, parameters: tupl
     return forward
 
 
-def _first_vector(argument: object) -> object:
-    """As little of a tensor as shows what a module does with it."""
+def _known_vector(argument: object) -> object:
+    """In place of a tensor of vectors a single one, finite and not constant, whatever the batch holds."""
     if not isinstance(argument, Tensor) or argument.dim() < 2:
         return argument
-    return argument[(slice(0, 1),) * (argument.dim() - 1)]
+    width = argument.shape[-1]
+    known = torch.linspace(1, 2, width, device=argument.device, dtype=argument.dtype)
+    return known.reshape(*(1,) * (argument.dim() - 1), width)

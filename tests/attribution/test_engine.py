@@ -309,3 +309,15 @@ def test_non_finite_gradients_stay_in_their_own_rows():
     rows = engine.rows(x, squares, num_examples=3).rows
     assert rows[[0, 2]].isfinite().all()
     assert not rows[1].isfinite().all()
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+def test_a_norms_rows_are_right_beside_an_example_that_is_not_finite(norm):
+    model = nn.Sequential(nn.Linear(4, 4), norm(4), nn.Linear(4, 2)).double()
+    x = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    engine = engine_of(model, Identity())
+    wanted = engine.rows(x, squares, num_examples=3).rows
+    x[0, 0] = float("nan")
+    rows = engine.rows(x, squares, num_examples=3).rows
+    assert not rows[0].isfinite().all()
+    assert_equal_rows(rows[1:], wanted[1:])
