@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import ConfigurationError
+
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run.")]
 QuantaOption = Annotated[str, typer.Option("--quanta", help="Name of the clustering to ask.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -20,3 +22,10 @@ def place(text: str) -> str:
     """A path that exists, made absolute, so that a run knows it from anywhere; a hub id as it is."""
     path = Path(text).expanduser()
     return str(path.resolve()) if path.exists() else text
+
+
+def one_of(option: str, value: str, *accepted: str) -> Any:  # noqa: ANN401 - a literal that the caller names
+    """The value, or ConfigurationError if it is none of the accepted ones."""
+    if value not in accepted:
+        raise ConfigurationError(f"{option} is {value!r}; accepted are {', '.join(accepted)}.")
+    return value

@@ -5,15 +5,15 @@ from typing import Annotated
 
 import typer
 
-from ..errors import DamagedRunError
-from .options import JsonOption, RunArgument, place, show
-from .progress_bar import progress_listener
+from ...errors import DamagedRunError
+from ..options import JsonOption, RunArgument, place, show
+from ..progress_bar import progress_listener
 
 
 def verify(run: RunArgument, as_json: JsonOption = False) -> None:
     """Read everything in a run again, name what is damaged or missing, and say what mends it."""
-    from ..jobs.verify import verify as verify_run
-    from .text import verified_text
+    from ...jobs.verify import verify as verify_run
+    from ..text import verified_text
 
     with progress_listener() as listener:
         found = verify_run(run, listener=listener)
@@ -32,9 +32,9 @@ def repair(
     as_json: JsonOption = False,
 ) -> None:
     """Collect again exactly what is damaged in a run, prove it by digest, and name what is to be computed again."""
-    from ..jobs.ray_session import RayOptions
-    from ..jobs.repair import repair as repair_run
-    from .text import repaired_text
+    from ...jobs.ray_session import RayOptions
+    from ...jobs.repair import repair as repair_run
+    from ..text import repaired_text
 
     with progress_listener() as listener:
         done = repair_run(
@@ -55,7 +55,7 @@ def copy(
     as_json: JsonOption = False,
 ) -> None:
     """Copy a run, every file checked on the way and read back at the end."""
-    from ..jobs.copying import copy as copy_run
+    from ...jobs.copying import copy as copy_run
 
     with progress_listener() as listener:
         done = copy_run(run, to, listener=listener)

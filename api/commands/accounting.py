@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from ..errors import RunNotFoundError
-from .options import JsonOption, RunArgument, show
+from ...errors import RunNotFoundError
+from ..options import JsonOption, RunArgument, show
 
 
 def ledger(
@@ -20,9 +20,9 @@ def ledger(
     as_json: JsonOption = False,
 ) -> None:
     """Show a training's ledger: what each kind of data did to the weights and to each kind's loss."""
-    from ..jobs.ledger import ROOM, read_ledger
-    from ..storage.run import Run
-    from .ledger_text import ledger_json, ledger_text
+    from ...jobs.ledger import ROOM, read_ledger
+    from ...storage.run import Run
+    from ..ledger_text import ledger_json, ledger_text
 
     opened = Run.open(run)
     names = opened.derived_names(ROOM)
