@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from models import mamba, mixtral, neox
-from peers import bergson_rows
+from peers import bergson_rows, opacus_gradients
 from result import Bar, arguments, finish
 from torch.func import functional_call, grad, vmap
 from transformers import PreTrainedModel
@@ -28,6 +28,7 @@ from quantascope.attribution.engine import GradientEngine
 from quantascope.attribution.losses import TokenBatch, mean_losses, token_losses
 from quantascope.attribution.projection import Projection, TensorSketch, TwoSided
 from quantascope.attribution.schedule import schedule_tokens
+from quantascope.jobs.unit_rows import fill_batches
 
 PROJECTIONS: dict[str, Projection] = {
     "two-sided": TwoSided(dim_per_block=256),
@@ -95,6 +96,8 @@ def window_work(model: PreTrainedModel, batch: TokenBatch, *, peers: bool) -> Wo
         work["torch.func vmap(grad)"] = partial(vmapped_gradients, model, batch)
         if peer := bergson_rows(model, batch, side=16):
             work["bergson, 16 × 16"] = peer
+        if peer := opacus_gradients(model, batch):
+            work["opacus, unprojected"] = peer
     return work
 
 
@@ -153,6 +156,50 @@ def token_work(model: PreTrainedModel, batch: TokenBatch, seed: int, per_window:
     loop = partial(looped_rows, model, PROJECTIONS["tensor sketch"])
     work["one by one, whole windows, sketched"] = lambda: one_by_one(batch.ids, position, loop, whole=True)
     return work
+
+
+def mixed_work(model: PreTrainedModel, seed: int, num_documents: int = 24) -> Work:
+    """Documents of 16 to 256 tokens, batched as a collection batches them; the floor has the same batches."""
+    lengths = np.random.default_rng(seed).integers(16, 257, num_documents)
+    batches = []
+    for chosen, longest in fill_batches(lengths, 1024):
+        whole = window_batch(model, len(chosen), longest, seed)
+        counts = whole.position < torch.from_numpy(lengths[chosen])[whole.example]
+        batches.append(TokenBatch(ids=whole.ids, example=whole.example[counts], position=whole.position[counts]))
+
+    def each(run: Callable[[TokenBatch], object]) -> None:
+        for batch in batches:
+            run(batch)
+
+    def rows(engine: GradientEngine[TokenBatch], batch: TokenBatch) -> None:
+        engine.rows(batch, mean_losses, num_examples=len(batch.ids))
+
+    work: Work = {"mixed floor": lambda: each(partial(floor, model))}
+    for name, projection in PROJECTIONS.items():
+        work[f"documents of mixed length, {name}"] = partial(
+            each, partial(rows, engine_for(model, projection, "paper"))
+        )
+    return work
+
+
+def compiled_work(model: PreTrainedModel, batch: TokenBatch) -> tuple[Work, list[dict[str, Any]]]:
+    """torch.compile: the floor, and rows whose engine runs through a compiled forward pass; with what it takes."""
+    num = len(batch.ids)
+    work: Work = {"floor": partial(floor, model, batch)}
+    engine = engine_for(model, PROJECTIONS["tensor sketch"], "paper")
+    work["windows, tensor sketch"] = partial(engine.rows, batch, mean_losses, num_examples=num)
+    spent = []
+    compiled = copy.deepcopy(model)
+    compiled.compile()
+    work["floor, torch.compile"] = partial(floor, compiled, batch)
+    engine = engine_for(compiled, PROJECTIONS["tensor sketch"], "paper")
+    work["windows, tensor sketch, torch.compile"] = partial(engine.rows, batch, mean_losses, num_examples=num)
+    for name in [n for n in work if "compile" in n]:
+        start = time.perf_counter()
+        for _ in range(3):
+            work[name]()
+        spent.append({"what": f"{name}: seconds of compiling", "seconds": time.perf_counter() - start})
+    return work, spent
 
 
 def bfloat16_rows(model: PreTrainedModel, batch: TokenBatch, rounds: int) -> list[dict[str, Any]]:
@@ -226,6 +273,7 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--rounds", type=int, default=None, help="15, or 5 with --quick")
     parser.add_argument("--widths", action="store_true", help="other widths and lengths too")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too, which takes minutes")
     parser.add_argument("--memory-of", help="print the peak memory of one kind of work, and nothing else")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -242,10 +290,16 @@ def main() -> None:
         r | {"model": "GPT-NeoX"}
         for r in timed(token_work(model, batch, options.seed), "token floor", max(3, rounds // 3))
     ]
+    rows += [
+        r | {"model": "GPT-NeoX"} for r in timed(mixed_work(model, options.seed), "mixed floor", max(3, rounds // 3))
+    ]
     rows += [r | {"model": "GPT-NeoX"} for r in bfloat16_rows(model, batch, max(3, rounds // 3))]
     for name, other in (("Mixtral", mixtral(options.quick)), ("Mamba", mamba(options.quick))):
         small = window_batch(other, 4, 256 if name == "Mixtral" else 128, options.seed)
         rows += [r | {"model": name} for r in timed(window_work(other, small, peers=False), "floor", rounds)]
+    if options.compile:
+        work, spent = compiled_work(model, batch)
+        rows += [r | {"model": "GPT-NeoX, compiled"} for r in [*timed(work, "floor", rounds), *spent]]
     if options.widths:
         for width, length in ((128, 256), (1024, 256), (512, 64), (512, 1024), (512, 2048)):
             other = neox(width, 6 if width < 1024 else 3, 8192, context=max(length, 256))

@@ -1,5 +1,7 @@
 """Peers on the same model and batch, each where it is installed; none of them is a dependency."""
 
+import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -45,5 +47,25 @@ def bergson_rows(model: PreTrainedModel, batch: TokenBatch, *, side: int) -> Cal
             losses.sum().backward()
             collector.process_batch(list(range(num)), losses=losses)
         return collector.builder
+
+    return run
+
+
+def opacus_gradients(model: PreTrainedModel, batch: TokenBatch) -> Callable[[], object] | None:
+    """opacus's per-example gradients of every weight that it knows a rule for, unprojected; None without opacus."""
+    try:
+        from opacus.grad_sample import GradSampleModule
+    except ImportError:
+        return None
+    wrapped: Any = GradSampleModule(copy.deepcopy(model).requires_grad_(True).train(), loss_reduction="sum")
+
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")  # its embedding's inputs are integers
+
+    def run() -> object:
+        logits = wrapped(input_ids=batch.ids, use_cache=False).logits[batch.example, batch.position - 1]
+        torch.nn.functional.cross_entropy(logits, batch.ids[batch.example, batch.position], reduction="sum").backward()
+        gradients = [p.grad_sample for p in wrapped.parameters()]
+        wrapped.zero_grad(set_to_none=True)
+        return gradients
 
     return run

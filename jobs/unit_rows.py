@@ -13,12 +13,13 @@ import pyarrow as pa
 import torch
 from jaxtyping import Bool, Float, Float32, Int
 
+from ..attribution.devices import Arrivals, on_device
 from ..attribution.engine import GradientEngine
 from ..attribution.losses import SpanBatch, TokenBatch, mean_losses, span_losses, span_sums, sum_losses, token_losses
 from ..attribution.schedule import schedule_tokens
 from ..storage.run import Run
+from .candidates import grouped_windows
 from .config import SelectionConfig
-from .select import grouped_windows
 from .tokens import spans
 
 _MAX_PADDING = 0.05
@@ -34,8 +35,8 @@ class Task:
     run: Run
     units: pa.Table
     """Consecutive lines of the selection."""
-    selection: pa.Table
-    """All units of the row set."""
+    around: pa.Table
+    """The same with what lies before and after them, so far that no window of theirs goes on beyond."""
     engine: GradientEngine[Any]
     plan: dict[str, Any]
     """The row set's plan: unit type, window length, batch size, selection."""
@@ -57,8 +58,8 @@ class Task:
         """Texts padded to `length`, and the tokens among them whose losses are asked for."""
         return TokenBatch(
             ids=batch_ids(self.run, spans, length, self.engine.device),
-            example=torch.from_numpy(example.astype(np.int64)).to(self.engine.device),
-            position=torch.from_numpy(position.astype(np.int64)).to(self.engine.device),
+            example=on_device(example.astype(np.int64), self.engine.device),
+            position=on_device(position.astype(np.int64), self.engine.device),
         )
 
     def counted(self, spans: list[Span], length: int) -> TokenBatch:
@@ -88,7 +89,7 @@ def fill_batches(
 
 
 class UnitRows:
-    """What units come to; NaN until it is stored."""
+    """What units come to; NaN until it is stored and has arrived."""
 
     def __init__(self, task: Task) -> None:
         self._columns = task.engine.columns
@@ -97,6 +98,8 @@ class UnitRows:
         self.losses: Float32[np.ndarray, " unit"] = np.full(len(task.units), np.nan, np.float32)
         self.num_tokens = 0
         """How many tokens were read for them, each unit's context counted."""
+        self._stored: list[Int[np.ndarray, " some"]] = []
+        self._arrivals = Arrivals()
 
     @property
     def block_norms(self) -> Float32[np.ndarray, "unit block"]:
@@ -105,15 +108,25 @@ class UnitRows:
         return np.stack(norms, axis=1).astype(np.float32)
 
     def store(self, units: Int[np.ndarray, " some"], rows: torch.Tensor, losses: torch.Tensor) -> None:
-        """Keep what some of the units came to."""
-        self.rows[units] = rows.cpu().numpy()
-        self.losses[units] = losses.float().cpu().numpy()
+        """Keep what some of the units came to: at once on a CPU, on other devices while the next batch is computed."""
+        self._stored.append(units)
+        self._arrivals.add(rows, losses.float())
+        if rows.device.type == "cpu":
+            self.arrive()
+
+    def arrive(self) -> None:
+        """Wait for what was stored, so that rows and losses can be read."""
+        for units, (rows, losses) in zip(self._stored, self._arrivals.all(), strict=True):
+            self.rows[units] = rows.numpy()
+            self.losses[units] = losses.numpy()
+        self._stored.clear()
 
 
 def unit_rows(task: Task) -> UnitRows:
     """The rows of the task's units, in their order."""
     result = UnitRows(task)
     _ROWS[task.plan["unit_type"]](task, result)
+    result.arrive()
     return result
 
 
@@ -155,9 +168,7 @@ def _span_rows(task: Task, result: UnitRows) -> None:
         texts = [(int(keys[c, 0]), int(keys[c, 1]), int(keys[c, 1] + lengths[c])) for c in chosen]
         tokens = task.tokens(texts, longest, example[own], np.concatenate(targets))
         device = task.engine.device
-        batch = SpanBatch(
-            tokens=tokens, unit=torch.from_numpy(own).to(device), example=torch.from_numpy(example).to(device)
-        )
+        batch = SpanBatch(tokens=tokens, unit=on_device(own, device), example=on_device(example, device))
         losses = span_losses if task.takes_mean else span_sums
         made = task.engine.rows(batch, losses, batch.example, num_examples=len(texts))
         result.store(units, made.rows, made.losses)
@@ -190,7 +201,7 @@ def _contribution_rows(task: Task, result: UnitRows) -> None:
         result.store(units, made.rows[example, last[units] - first[units]], made.losses[example])
         units = np.flatnonzero((place[window] >= 0) & is_rest)
         example = place[window[units]]
-        left = torch.from_numpy(~_placed(task, parts, longest)).to(made.rows)
+        left = on_device(~_placed(task, parts, longest), made.rows.device).to(made.rows.dtype)
         rest = made.unplaced + torch.einsum("epd,ep->ed", made.rows, left)
         result.store(units, rest[example], made.losses[example])
     result.num_tokens += _num_tokens(texts)
@@ -199,7 +210,7 @@ def _contribution_rows(task: Task, result: UnitRows) -> None:
 def _placed(task: Task, texts: list[Span], length: int) -> Bool[np.ndarray, "example position"]:
     """Which positions of some windows are units of their own, in whichever block."""
     document, first, last, is_rest = (
-        np.asarray(task.selection[c]) for c in ("document", "first_token", "last_token", "rest")
+        np.asarray(task.around[c]) for c in ("document", "first_token", "last_token", "rest")
     )
     placed = np.zeros((len(texts), length), np.bool_)
     for number, (index, begin, _) in enumerate(texts):
@@ -216,11 +227,11 @@ def _group_rows(task: Task, result: UnitRows) -> None:
     values = task.units[f"label_{config.group_by}"].to_pylist()
     for unit, (value, count) in enumerate(zip(values, task.units["num_tokens"].to_pylist(), strict=True)):
         texts = [(int(d), int(f), int(e)) for d, f, e in groups[value]]
-        row = torch.zeros(task.engine.dim, dtype=torch.float64)
-        loss = torch.zeros((), dtype=torch.float64)
+        row = torch.zeros(task.engine.dim, dtype=torch.float64, device=task.engine.device)
+        loss = torch.zeros((), dtype=torch.float64, device=task.engine.device)
         for _, rows, losses in _rows_of_texts(task, texts, takes_mean=False):
-            row += rows.double().sum(0).cpu()
-            loss += losses.double().sum().cpu()
+            row += rows.double().sum(0)
+            loss += losses.double().sum()
         share = 1 / count if task.takes_mean else 1.0
         result.store(np.array([unit]), row[None] * share, loss[None] * share)
         result.num_tokens += _num_tokens(texts)
@@ -247,7 +258,7 @@ def batch_ids(run: Run, spans: list[Span], length: int, device: torch.device) ->
     for row, (document, first, last) in zip(ids, spans, strict=True):
         tokens = run.documents[document].tokens[first:last][:length]
         row[: len(tokens)] = tokens
-    return torch.from_numpy(ids).to(device)
+    return on_device(ids, device)
 
 
 _ROWS: dict[str, Callable[[Task, UnitRows], None]] = {
