@@ -8,7 +8,7 @@ import typer
 
 from ..errors import ConfigurationError
 
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, or its URI (s3://…).")]
 QuantaOption = Annotated[str, typer.Option("--quanta", help="Name of the clustering to ask.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -19,9 +19,13 @@ def show(value: Any, text: str, *, as_json: bool) -> None:  # noqa: ANN401 - any
 
 
 def place(text: str) -> str:
-    """A path that exists, made absolute, so that a run knows it from anywhere; a hub id as it is."""
+    """A path or a pattern of paths, made absolute, so that a run knows it from anywhere; a hub id as it is."""
+    from ..jobs.data_sources import is_pattern
+
     path = Path(text).expanduser()
-    return str(path.resolve()) if path.exists() else text
+    if path.exists():
+        return str(path.resolve())
+    return str(path.absolute()) if is_pattern(text) and "://" not in text else text
 
 
 def one_of(option: str, value: str, *accepted: str) -> Any:  # noqa: ANN401 - a literal that the caller names

@@ -1,4 +1,4 @@
-"""Runs on disk: manifest, documents, row sets, checked bytes. No models, no Ray, no FAISS."""
+"""Runs in a folder or an object store: manifest, documents, row sets, checked bytes. No models, no Ray, no FAISS."""
 
 from typing import TYPE_CHECKING
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from ..errors import DamagedRunError, NoSpaceError, RunMismatchError, RunNotFoundError
 from .checked import MENDING, decode_json, digest, encode_json, fingerprint
 from .inventory import Expected, Inventory
-from .local import LocalStore
 from .run import COPYING, MANIFEST, MANIFEST_SHAPE, Run
+from .store import UNBOUNDED_BYTES, Store
 
 _UNCHANGING = ("set.json", "documents.json")
 
@@ -31,7 +31,7 @@ OnFile = Callable[[str], None]
 """Called with the stage, `copy` or `prove`, after each file."""
 
 
-def copy_run(source: Run, target: LocalStore, on_file: OnFile) -> Copied:
+def copy_run(source: Run, target: Store, on_file: OnFile) -> Copied:
     """Copy a run, and read the copy back; what an earlier call copied is checked and kept.
 
     Raises DamagedRunError at the first file of the source that is not what its record says, RunMismatchError for a
@@ -47,9 +47,10 @@ def copy_run(source: Run, target: LocalStore, on_file: OnFile) -> Copied:
         digests: dict[str, str] = {}
         written = 0
         num_bytes = 0
-        _require_space(source.store, target, files)
+        there = set(target.keys())
+        _require_space(source.store, target, files, there)
         for file in files:  # the manifest is the last
-            digests[file.key], is_new = _copy(source.store, target, file)
+            digests[file.key], is_new = _copy(source.store, target, file, there)
             written += is_new
             num_bytes += target.size_bytes(file.key)
             on_file("copy")
@@ -61,7 +62,7 @@ def copy_run(source: Run, target: LocalStore, on_file: OnFile) -> Copied:
     return Copied(num_files=len(digests), num_bytes=num_bytes, copied_here=written, left_out=tuple(others))
 
 
-def _copy(source: LocalStore, target: LocalStore, file: Expected) -> tuple[str, bool]:
+def _copy(source: Store, target: Store, file: Expected, there: set[str]) -> tuple[str, bool]:
     """Copy a file unless it is there; its digest, and whether it was written."""
     if file.sha256 is None:
         data = source.read(file.key)
@@ -69,19 +70,20 @@ def _copy(source: LocalStore, target: LocalStore, file: Expected) -> tuple[str, 
         expected = digest(data)
     else:
         expected = file.sha256
-    if target.exists(file.key) and target.digest(file.key) == expected:
+    if file.key in there and target.digest(file.key) == expected:
         return expected, False
-    if _is_fixed(file) and target.exists(file.key) and _is_sound(target, file.key):
+    if _is_fixed(file) and file.key in there and _is_sound(target, file.key):
         raise RunMismatchError(
             f"{target.root} holds another run: its {file.key} is not that of {source.root}. Choose another place."
         )
-    if Path(file.key).name == "facts.json" and target.exists(file.key):
+    if Path(file.key).name == "facts.json" and file.key in there:
         target.remove(file.part)  # computed again since: nothing of the older one may stay
+        there -= {key for key in there if key.startswith(f"{file.part}/")}
     target.replace(file.key, _checked(source, file.key, expected))
     return expected, True
 
 
-def _checked(source: LocalStore, key: str, expected: str) -> Iterator[bytes]:
+def _checked(source: Store, key: str, expected: str) -> Iterator[bytes]:
     """A file's pieces; DamagedRunError at its end, before it gets its name in the copy, where they are others."""
     sha256 = hashlib.sha256()
     for piece in source.pieces(key):
@@ -99,7 +101,7 @@ def _is_fixed(file: Expected) -> bool:
     return Path(file.key).name in _UNCHANGING or (file.block is not None and file.sha256 is None)
 
 
-def _is_sound(target: LocalStore, key: str) -> bool:
+def _is_sound(target: Store, key: str) -> bool:
     try:
         decode_json(target.read(key), key)
     except DamagedRunError:
@@ -107,7 +109,7 @@ def _is_sound(target: LocalStore, key: str) -> bool:
     return True
 
 
-def _require_free(source: LocalStore, target: LocalStore) -> None:
+def _require_free(source: Store, target: Store) -> None:
     """Refuse a target that is the source, another run, half of one, or a folder with other things in it."""
     if source.root == target.root or source.root in target.root.parents:
         raise RunMismatchError(f"{target.root} is the run itself, or lies in it: choose another place.")
@@ -121,16 +123,18 @@ def _require_free(source: LocalStore, target: LocalStore) -> None:
         raise RunNotFoundError(f"{target.root} is a folder with other things in it and no run; choose another place.")
 
 
-def _require_space(source: LocalStore, target: LocalStore, files: list[Expected]) -> None:
-    needed = sum(source.size_bytes(f.key) for f in files if source.exists(f.key) and not target.exists(f.key))
-    if needed > (free := target.free_bytes()):
+def _require_space(source: Store, target: Store, files: list[Expected], there: set[str]) -> None:
+    if (free := target.free_bytes()) == UNBOUNDED_BYTES:
+        return
+    needed = sum(source.size_bytes(f.key) for f in files if f.key not in there and source.exists(f.key))
+    if needed > free:
         raise NoSpaceError(
             f"The copy takes {needed / 1e9:.2f} GB more, {target.root} has {free / 1e9:.2f} GB free: free some space, "
             "or choose another place."
         )
 
 
-def _mark(source: LocalStore) -> bytes:
+def _mark(source: Store) -> bytes:
     """Which run it is: its configuration and model, which stay as they are while it grows."""
     manifest = decode_json(source.read(MANIFEST), str(source.path(MANIFEST)), MANIFEST_SHAPE)
     return encode_json({"copy_of": fingerprint([manifest["config"], manifest.get("model")])})

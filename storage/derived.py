@@ -8,17 +8,19 @@ import pyarrow as pa
 
 from ..errors import RunMismatchError, RunNotFoundError
 from .checked import decode_json, digest, encode_json, fingerprint
-from .local import LocalStore
+from .store import Store
 from .tables import encode_table, read_checked, read_table
 
+DERIVED_ROOMS = ("index", "quanta", "evidence", "emergence", "compare", "curves", "traces", "ledger")
+"""The folders below a run's root that hold what was computed."""
 _FACTS = "facts.json"
 FACTS_SHAPE: dict[str, type] = {"source": str, "facts": dict, "files": dict}
 
 
 class Derived:
-    """A folder under index/, quanta/, ledger/ or traces/ that appears whole and is refused when its source changed."""
+    """A folder in one of DERIVED_ROOMS that appears whole and is refused when its source changed."""
 
-    def __init__(self, store: LocalStore, room: str, name: str) -> None:
+    def __init__(self, store: Store, room: str, name: str) -> None:
         self._store = store
         self.room, self.name = room, name
         self.folder = f"{room}/{name}"

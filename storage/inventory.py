@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import DamagedRunError, RunNotFoundError
+from .begun import BEGUN
 from .checked import MENDING, decode_json
 from .chunks import CHECKSUM_BYTES
+from .derived import DERIVED_ROOMS as DERIVED_ROOMS
 from .derived import FACTS_SHAPE
 from .documents import INDEX_SHAPE
-from .local import LocalStore
 from .rowset import PLAN_SHAPE, RECORD_SHAPE, RowSet
 from .run import DAMAGED, MANIFEST, MANIFEST_SHAPE
+from .store import Store
 
-DERIVED_ROOMS = ("index", "quanta", "evidence", "curves", "traces", "ledger")
 Kind = Literal["damaged", "torn", "missing", "foreign", "unfinished", "beside"]
 """What is wrong with a file:
 damaged: its bytes are not those that were written;
@@ -66,7 +67,7 @@ class Fault:
 class Inventory:
     """The files of one run; `expected` is walked before `others`, which are what it did not name."""
 
-    def __init__(self, store: LocalStore) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
         self._known: set[str] = set()
         self._committed: dict[str, set[int]] = {}
@@ -194,7 +195,7 @@ class Inventory:
     def _kind(self, key: str) -> Kind | None:
         """Of a file that no record names; None for one that cannot be told, since its record cannot be read."""
         top, _, rest = key.partition("/")
-        if top.startswith(".tmp"):
+        if top.startswith(".tmp") or top == BEGUN:
             return "unfinished"
         if not rest or top not in _OWN:
             return "beside"
@@ -225,7 +226,7 @@ def _fault(expected: Expected, kind: Kind, detail: str) -> Fault:
     return Fault(key=expected.key, kind=kind, detail=detail, part=expected.part, block=expected.block)
 
 
-def _ends_with(store: LocalStore, key: str, mark: bytes) -> bool:
+def _ends_with(store: Store, key: str, mark: bytes) -> bool:
     last = b""
     for piece in store.pieces(key):
         last = (last + piece)[-len(mark) :]

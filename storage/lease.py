@@ -29,6 +29,10 @@ STALE_SECONDS = 60.0
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
+class LeaseLostError(RunBusyError):
+    """A hold that was taken over, or may have been: its heartbeats did not arrive."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
     """Who holds a run."""
@@ -55,7 +59,7 @@ def lease(path: Path) -> Iterator[None]:
     with FileIO(path, "a+") as handle:
         locks = _lock(handle, path)
         _require_free(handle, path, locks=locks)
-        own = _own()
+        own = own_lease()
         handle.truncate(0)
         handle.write(json.dumps(asdict(own)).encode())
         stop = threading.Event()
@@ -88,9 +92,9 @@ def _require_free(handle: FileIO, path: Path, *, locks: bool) -> None:
     holder = _read(handle)
     if holder is None:
         return
-    own = _own()
+    own = own_lease()
     if holder.host == own.host or (holder.boot and holder.boot == own.boot):
-        if not locks and holder.boot == own.boot and holder.process != own.process and _lives(holder.process):
+        if not locks and holder.boot == own.boot and holder.process != own.process and process_lives(holder.process):
             raise _busy(path, holder.describe())
         return
     age = _now(path) - path.stat().st_mtime
@@ -132,7 +136,8 @@ def _read(handle: FileIO) -> Lease | None:
         return None
 
 
-def _own() -> Lease:
+def own_lease() -> Lease:
+    """This process's."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return Lease(
         host=socket.gethostname(),
@@ -143,7 +148,8 @@ def _own() -> Lease:
     )
 
 
-def _lives(process: int) -> bool:
+def process_lives(process: int) -> bool:
+    """Whether this machine has a process of that number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

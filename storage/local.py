@@ -1,29 +1,31 @@
 """Files of one run on a local disk: written whole, claimed once, never overwritten by accident.
 
-Knows bytes and names; not what they mean. A key is a path relative to the run's root, with forward slashes. An
-object store can take this class's place: nothing else in storage touches the file system to write.
+Knows bytes and names; not what they mean. Nothing else in storage writes to a run's folder.
 """
 
 import errno
 import fcntl
-import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ..errors import DamagedRunError, NoSpaceError, RunNotFoundError
 from .lease import lease
+from .store import Store
 
 _TEMPORARY = ".tmp"
 _LOCK = ".lock"
 _PIECE_BYTES = 1 << 22
 
 
-class LocalStore:
+class LocalStore(Store):
     """A folder whose files appear whole or not at all."""
+
+    root: Path
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).absolute()
@@ -47,13 +49,6 @@ class LocalStore:
             while piece := handle.read(_PIECE_BYTES):
                 yield piece
 
-    def digest(self, key: str) -> str:
-        """SHA-256 of a file, in hex."""
-        sha256 = hashlib.sha256()
-        for piece in self.pieces(key):
-            sha256.update(piece)
-        return sha256.hexdigest()
-
     def size_bytes(self, key: str) -> int:
         """How large a file is."""
         return self.path(key).stat().st_size
@@ -71,6 +66,14 @@ class LocalStore:
                 key = (Path(folder) / name).relative_to(self.root).as_posix()
                 if key.split("/")[-1] != _LOCK:
                     yield key
+
+    def file(self, key: str, sha256: str) -> Path:
+        """The run's own file."""
+        del sha256
+        with self._readable(key):
+            if not stat.S_ISREG(self.path(key).stat().st_mode):
+                raise IsADirectoryError
+        return self.path(key)
 
     def claim(self, key: str, data: bytes) -> bool:
         """Write a file that must not exist yet; False, and nothing changed, if somebody was first.
@@ -139,6 +142,7 @@ class LocalStore:
         doomed = self._temporary_path()
         doomed.parent.mkdir(parents=True, exist_ok=True)
         self.path(key).rename(doomed)
+        _sync_folder(self.path(key).parent)
         shutil.rmtree(doomed) if doomed.is_dir() else doomed.unlink()
 
     def sweep(self) -> None:
@@ -164,7 +168,7 @@ class LocalStore:
             yield
 
     @contextmanager
-    def hold(self, key: str, number: int) -> Iterator[None]:
+    def hold(self, key: str, number: int) -> Iterator["LocalStore"]:
         """Wait until no other process holds this number of this folder, and hold it. Ends with the process."""
         with _space(self.root):
             _make_folder(self.path(key))
@@ -172,7 +176,16 @@ class LocalStore:
         with handle:
             with suppress(OSError):  # a file system without locks
                 fcntl.lockf(handle, fcntl.LOCK_EX, 1, number)  # one byte of the file stands for the number
-            yield
+            yield self
+
+    def require_ready(self) -> None:
+        """Nothing: a folder is made when there is something to write."""
+
+    def leave(self) -> None:
+        """Remove the lock, and the folder if nothing else is in it."""
+        self.path(_LOCK).unlink()
+        if not any(self.root.iterdir()):
+            self.root.rmdir()
 
     @contextmanager
     def _temporary(self, pieces: Iterable[bytes]) -> Iterator[Path]:

@@ -4,8 +4,9 @@ Row i is unit i, for ever. One block of rows is one Zarr chunk, one units file a
 record does not exist. Knows arrays and bytes; not how rows come about.
 """
 
+import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
@@ -16,10 +17,12 @@ import pyarrow as pa
 from jaxtyping import Float, Float16, Float32, Int64, UInt8
 
 from ..errors import DamagedRunError, IncompleteRunError, RunMismatchError, RunNotFoundError
-from .checked import MENDING, check, decode_json, digest, encode_json, fingerprint
+from .checked import MENDING, decode_json, digest, encode_json, fingerprint
 from .chunks import CHECKSUM_BYTES, array_metadata, encode_chunk
-from .local import LocalStore
+from .lease import LeaseLostError
 from .migrations import SCHEMA_VERSION, plan_version, require_readable, upgrade_plan
+from .selection import StoredSelection, encode_groups
+from .store import Store
 from .tables import encode_table, read_checked, read_table
 
 PLAN_SHAPE: dict[str, type] = {
@@ -54,14 +57,23 @@ class RowBlock:
     """Where memory forced smaller batches than planned: their padded tokens."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectedUnits:
+    """The units of a row set to be, as they were written."""
+
+    num_units: int
+    sha256: str
+
+
 class RowSet:
     """One row set of a run; see `storage.run.Run.row_set`."""
 
-    def __init__(self, store: LocalStore, name: str) -> None:
+    def __init__(self, store: Store, name: str) -> None:
         self._store = store
         self.name = name
         self.folder = f"rows/{name}"
-        self._checked: set[int] = set()
+        self._checked: dict[int, tuple[str, str]] = {}
+        """Key and digest of the rows of each block that was read."""
 
     @property
     def planned(self) -> bool:
@@ -111,24 +123,47 @@ class RowSet:
     def _plan_fingerprint(self) -> str:
         return fingerprint(self._stored_plan())
 
-    def freeze(self, plan: dict[str, Any], selection: pa.Table, files: dict[str, bytes] | None = None) -> None:
+    def write_selection(self, units: Iterable[pa.Table]) -> SelectedUnits:
+        """Write the units, table after table; they are nobody's until the plan is frozen with what this returns."""
+        sha256, num_units = hashlib.sha256(), 0
+
+        def counted() -> Iterator[pa.Table]:
+            nonlocal num_units
+            for table in units:
+                num_units += len(table)
+                yield table
+
+        def pieces() -> Iterator[bytes]:
+            for piece in encode_groups(counted()):
+                sha256.update(piece)
+                yield piece
+
+        self._store.replace(self._selection_key, pieces())
+        return SelectedUnits(num_units=num_units, sha256=sha256.hexdigest())
+
+    def written(self, units: SelectedUnits) -> StoredSelection:
+        """What `write_selection` wrote, to be read before the plan is frozen."""
+        return StoredSelection(self._store, self._selection_key, units.sha256)
+
+    def freeze(
+        self, plan: dict[str, Any], selection: pa.Table | SelectedUnits, files: dict[str, bytes] | None = None
+    ) -> None:
         """Write the selection, `files`, the arrays' metadata, then set.json: from here on the plan stands.
 
         `plan` needs `dim`, `rows_per_block` and `blocks` (each block's name and column range).
         """
-        data = encode_table(selection)
-        self._store.replace(f"{self.folder}/selection.parquet", data)
-        arrays = array_metadata(len(selection), plan["dim"], len(plan["blocks"]), plan["rows_per_block"])
+        units = self.write_selection([selection]) if isinstance(selection, pa.Table) else selection
+        arrays = array_metadata(units.num_units, plan["dim"], len(plan["blocks"]), plan["rows_per_block"])
         for name, metadata in arrays.items():
             self._store.replace(f"{self.folder}/{name}/zarr.json", metadata)
         for name, content in (files or {}).items():
             self._store.replace(f"{self.folder}/{name}", content)
         value = plan | {
             "schema_version": SCHEMA_VERSION,
-            "num_units": len(selection),
+            "num_units": units.num_units,
             "dtype": "float16",
             "row_scale": "row / norm · sqrt(dim)",
-            "selection_sha256": digest(data),
+            "selection_sha256": units.sha256,
             "arrays": {name: digest(metadata) for name, metadata in arrays.items()},
             "files": {name: digest(content) for name, content in (files or {}).items()},
         }
@@ -139,7 +174,20 @@ class RowSet:
 
     def selection(self) -> pa.Table:
         """The units that the plan fixed, in order: unit, document, first_token, last_token, offsets, loss, labels."""
-        return read_table(self._store, f"{self.folder}/selection.parquet", self.plan["selection_sha256"])
+        return read_table(self._store, self._selection_key, self.plan["selection_sha256"])
+
+    @property
+    def selected(self) -> StoredSelection:
+        """The same, read where it is asked for."""
+        return self._selected()
+
+    @cache  # noqa: B019
+    def _selected(self) -> StoredSelection:
+        return StoredSelection(self._store, self._selection_key, self.plan["selection_sha256"])
+
+    @property
+    def _selection_key(self) -> str:
+        return f"{self.folder}/selection.parquet"
 
     def read(self, name: str) -> bytes:
         """A file that the plan came with, checked."""
@@ -188,12 +236,18 @@ class RowSet:
         the first commits it, whole; the others find its record.
         """
         files, record = self._encode(block, content)
-        with self._store.hold(self.folder, block):
-            if not self._store.exists(self._record(block)):
-                for name, data in files.items():
-                    self._store.replace(f"{self.folder}/{name}", data)
-                self._store.claim(self._record(block), encode_json(record))
+        try:
+            self._commit(block, files, record)
+        except LeaseLostError:  # it slept, and another took over: who finds its record, or does it again
+            self._commit(block, files, record)
         return self.record(block)
+
+    def _commit(self, block: int, files: dict[str, bytes], record: dict[str, Any]) -> None:
+        with self._store.hold(self.folder, block) as held:
+            if not held.exists(self._record(block)):
+                for name, data in files.items():
+                    held.replace(f"{self.folder}/{name}", data)
+                held.claim(self._record(block), encode_json(record))
 
     def mend(self, block: int, content: RowBlock, *, keep: str) -> bool:
         """Put a committed block's files right, from its rows computed again; True where that is proved.
@@ -202,7 +256,7 @@ class RowSet:
         hold. Otherwise the block is committed anew, and what stood there is moved into the folder `keep`.
         """
         files, record = self._encode(block, content)
-        with self._store.hold(self.folder, block):
+        with self._store.hold(self.folder, block) as held:
             try:
                 promised, is_recorded = self.record(block)["files"], True
             except (DamagedRunError, RunNotFoundError):
@@ -210,14 +264,14 @@ class RowSet:
             proved = promised == record["files"]
             if not proved:
                 for name in (self.record_name(block), *files):  # the record first: then the block is not committed
-                    if self._store.exists(f"{self.folder}/{name}"):
-                        self._store.move(f"{self.folder}/{name}", f"{keep}/{self.folder}/{name}")
+                    if held.exists(f"{self.folder}/{name}"):
+                        held.move(f"{self.folder}/{name}", f"{keep}/{self.folder}/{name}")
             there = self._digests(files)
             for name, data in files.items():
                 if there[name] != record["files"][name]:
-                    self._store.replace(f"{self.folder}/{name}", data)
+                    held.replace(f"{self.folder}/{name}", data)
             if not (proved and is_recorded):
-                self._store.replace(self._record(block), encode_json(record))
+                held.replace(self._record(block), encode_json(record))
         return proved
 
     def _encode(self, block: int, content: RowBlock) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -251,8 +305,18 @@ class RowSet:
 
     def record(self, block: int) -> dict[str, Any]:
         """A block's commit record; DamagedRunError if it is not one of this block under this plan."""
+        return self._decode_record(block, self._store.read(self._record(block)))
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every block's record, in order; IncompleteRunError, with what to do, unless all are committed."""
+        self.require_complete()
+        names = [self.record_name(block).rpartition("/")[2] for block in range(self.num_blocks)]
+        found = self._store.read_all(f"{self.folder}/commits", names)
+        return [self._decode_record(block, found[name]) for block, name in enumerate(names)]
+
+    def _decode_record(self, block: int, data: bytes) -> dict[str, Any]:
         key = self._record(block)
-        record = decode_json(self._store.read(key), str(self._store.path(key)), RECORD_SHAPE)
+        record = decode_json(data, str(self._store.path(key)), RECORD_SHAPE)
         first, last = self.block_range(block)
         if (record["block"], record["rows"]) != (block, last - first) or set(record["files"]) != set(
             self.block_files(block)
@@ -267,8 +331,7 @@ class RowSet:
 
     def fingerprint(self) -> str:
         """Digest of the plan and of every commit record; what is derived from the rows carries it."""
-        self.require_complete()
-        return fingerprint([self._stored_plan(), [self.record(b)["files"] for b in range(self.num_blocks)]])
+        return fingerprint([self._stored_plan(), [record["files"] for record in self.records()]])
 
     def require_complete(self) -> None:
         """IncompleteRunError, with what to do, unless every block is committed."""
@@ -281,26 +344,37 @@ class RowSet:
 
     def units(self) -> pa.Table:
         """One line per unit: selection's columns with `loss`, `norm` and `status` as collected."""
-        self.require_complete()
-        tables = []
-        for block in range(self.num_blocks):
-            name = self.block_files(block)[2]
-            tables.append(read_table(self._store, f"{self.folder}/{name}", self.record(block)["files"][name]))
-        return pa.concat_tables(tables)
+        return pa.concat_tables([read_table(self._store, *place) for place in self._places(2)])
 
     def stored_block(self, block: int) -> Float16[np.ndarray, "unit dim"]:
         """A block's rows as they lie on disk (row / norm · √dim), memory-mapped; checked at the first touch."""
+        if (place := self._checked.get(block)) is None:
+            place = self._place(block, 0, self.record(block))
+        return self._rows_of(block, place)
+
+    def _places(self, which: int) -> Iterator[tuple[str, str]]:
+        """Key and digest of one of the files of every block, in order, the next ones fetched meanwhile."""
+        places = [self._place(block, which, record) for block, record in enumerate(self.records())]
+        return (place for place, _ in zip(places, self._store.ahead(places), strict=True))
+
+    def _place(self, block: int, which: int, record: dict[str, Any]) -> tuple[str, str]:
+        name = self.block_files(block)[which]
+        return f"{self.folder}/{name}", str(record["files"][name])
+
+    def _rows_of(self, block: int, place: tuple[str, str]) -> Float16[np.ndarray, "unit dim"]:
         first, last = self.block_range(block)
         shape = (int(self.plan["rows_per_block"]), int(self.plan["dim"]))
-        name = self.block_files(block)[0]
-        path = self._store.path(f"{self.folder}/{name}")
-        expected = self.record(block)["files"][name] if block not in self._checked else None
-        if not path.is_file() or path.stat().st_size != 2 * shape[0] * shape[1] + CHECKSUM_BYTES:
-            raise DamagedRunError(f"{path} is damaged: it is missing, or not as long as the plan says. {MENDING}")
-        data = np.memmap(path, np.uint8, "r")
-        if expected is not None:
-            check(data.data, expected, str(path))
-            self._checked.add(block)
+        key, sha256 = place
+        path = self._store.path(key)
+        problem = f"{path} is damaged: it is missing, or not as long as the plan says. {MENDING}"
+        try:
+            size = self._store.file(key, sha256).stat().st_size
+        except RunNotFoundError:
+            raise DamagedRunError(problem) from None
+        if size != 2 * shape[0] * shape[1] + CHECKSUM_BYTES:
+            raise DamagedRunError(problem)
+        data = self._store.mapped(key, sha256, is_checked=block in self._checked)
+        self._checked[block] = place
         rows: Float16[np.ndarray, "unit dim"] = data[:-CHECKSUM_BYTES].view("<f2").reshape(shape)[: last - first]
         return rows
 
@@ -310,9 +384,9 @@ class RowSet:
         keep = np.asarray(units["status"]) == Status.OK
         rows = np.empty((int(keep.sum()), int(self.plan["dim"])), np.float32)
         position = 0
-        for block in range(self.num_blocks):
+        for block, place in enumerate(self._places(0)):
             first, last = self.block_range(block)
-            part = self.stored_block(block)[keep[first:last]]
+            part = self._rows_of(block, place)[keep[first:last]]
             rows[position : position + len(part)] = part
             position += len(part)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -321,9 +395,8 @@ class RowSet:
     def block_norms(self) -> Float32[np.ndarray, "unit block"]:
         """Norm of each block of each row, before normalising; NaN for refused rows."""
         parts = []
-        for block in range(self.num_blocks):
-            name = self.block_files(block)[1]
-            data = read_checked(self._store, f"{self.folder}/{name}", self.record(block)["files"][name])
+        for block, place in enumerate(self._places(1)):
+            data = read_checked(self._store, *place)
             first, last = self.block_range(block)
             chunk = np.frombuffer(data[:-CHECKSUM_BYTES], "<f4").reshape(-1, len(self.plan["blocks"]))
             parts.append(chunk[: last - first])

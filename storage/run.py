@@ -4,19 +4,23 @@ Anyone can read a run with zarr, pyarrow and faiss alone; this module is how qua
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from ..errors import ConfigurationError, RunNotFoundError
+from .begun import BEGUN
 from .checked import decode_json, encode_json, require_same
-from .derived import Derived
+from .derived import DERIVED_ROOMS, Derived
 from .documents import Documents
 from .local import LocalStore
 from .migrations import SCHEMA_VERSION, require_readable
+from .providers import SCHEMES
 from .rowset import RowSet
+from .store import Location, Store
 
 MANIFEST = "manifest.json"
 MANIFEST_SHAPE: dict[str, type] = {"schema_version": int, "config": dict}
@@ -29,7 +33,7 @@ COPYING = ".copying"
 class Run:
     """A run on disk; open it with `Run.open`, make it with `Run.create`."""
 
-    def __init__(self, store: LocalStore, manifest: dict[str, Any]) -> None:
+    def __init__(self, store: Store, manifest: dict[str, Any]) -> None:
         self.store = store
         self.manifest = manifest
         self.documents = Documents(store)
@@ -131,22 +135,22 @@ class Run:
         return self.store.names(room)
 
 
-def _require_own(store: LocalStore) -> None:
+def _require_own(store: Store) -> None:
     """RunNotFoundError for a folder that another thing lies in, or half a copy."""
     _require_whole_copy(store)
     set_aside = store.exists(f"{DAMAGED}/{MANIFEST}")  # then the command that made the run makes its manifest again
-    if store.root.is_dir() and not store.exists(MANIFEST) and not set_aside and any(store.names("")):
+    if not store.exists(MANIFEST) and not set_aside and any(store.names("")):
         raise RunNotFoundError(f"{store.root} is a folder with other things in it and no run; choose another --out.")
 
 
-def _require_whole_copy(store: LocalStore) -> None:
+def _require_whole_copy(store: Store) -> None:
     if store.exists(COPYING):
         raise RunNotFoundError(
             f"{store.root} is a copy that was not finished: give `quantascope copy` again, or remove the folder."
         )
 
 
-def _begun(store: LocalStore) -> bool:
+def _begun(store: Store) -> bool:
     return store.exists(MANIFEST) and Documents(store).complete
 
 
@@ -159,11 +163,28 @@ def _require_config(run: Run, config: dict[str, Any]) -> None:
     )
 
 
-def open_store(path: str | os.PathLike[str]) -> LocalStore:
-    """The place of a run, whether or not one is there."""
-    if "://" in os.fspath(path):
-        raise ConfigurationError(f"{path}: runs live in folders for now; give a path on a disk.")
-    return LocalStore(path)
+def open_store(path: str | os.PathLike[str]) -> Store:
+    """The place of a run, whether or not one is there: a folder, or a URI of an object store. Asks nothing of it.
+
+    ConfigurationError for another kind of place.
+    """
+    place = os.fspath(path)
+    scheme, separator, rest = place.partition("://")
+    if not separator:
+        return LocalStore(path)
+    if scheme == "file" and rest.startswith("/"):
+        return LocalStore(unquote(rest))
+    if scheme in SCHEMES:
+        from .remote import RemoteStore
+
+        return RemoteStore(place)
+    reason = {
+        "memory": "that lives and dies with one process, and workers could not see it",
+        "http": "that is no place that can be written to, though a service that answers for a run may be there",
+    }.get(scheme.removesuffix("s"), "that kind of place is not known")
+    raise ConfigurationError(
+        f"{place}: {reason}. A run lies in a folder, or at {', '.join(f'{s}://' for s in SCHEMES)}BUCKET/FOLDER."
+    )
 
 
 def require_name(name: str) -> str:
@@ -173,21 +194,34 @@ def require_name(name: str) -> str:
     return name
 
 
-def find_runs(folder: str | os.PathLike[str]) -> list[Path]:
-    """Folders below (or at) `folder` that hold runs, sorted."""
-    return sorted(path.parent for path in Path(folder).rglob(MANIFEST) if (path.parent / "documents").is_dir())
+def find_runs(folder: str | os.PathLike[str]) -> Sequence[Path | Location]:
+    """Places below (or at) `folder`, or a URI, that hold runs, sorted; RunNotFoundError where there is no folder."""
+    from .remote import RemoteStore
+
+    store = open_store(folder)
+    if isinstance(store, LocalStore):
+        if not store.root.is_dir():
+            raise RunNotFoundError(f"{folder} is not a folder.")
+        start = store.root if "://" in os.fspath(folder) else Path(folder)
+        return sorted(path.parent for path in start.rglob(MANIFEST) if (path.parent / "documents").is_dir())
+    assert isinstance(store, RemoteStore)
+    return [store.root / key for key in sorted(store.folders_with(MANIFEST, "documents"))]
 
 
-def remove_part(run: Run, *, rows: str | None = None, quanta: str | None = None) -> None:
-    """Remove a row set or a clustering (with its index and evidence); RunNotFoundError if there is none."""
+def remove_part(run: Run, *, rows: str | None = None, quanta: str | None = None, ledger: str | None = None) -> None:
+    """Remove a row set, a clustering (with what was made of it under its name), or a ledger.
+
+    RunNotFoundError if there is none of that name.
+    """
     if rows is not None and not run.store.exists(f"rows/{require_name(rows)}"):
         raise RunNotFoundError(f"{run.store.root} has no row set {rows!r}; it has {', '.join(run.row_sets())}.")
-    if quanta is not None and not run.derived("quanta", quanta).exists:
-        raise RunNotFoundError(
-            f"{run.store.root} has no quanta {quanta!r}; it has {', '.join(run.derived_names('quanta')) or 'none'}."
-        )
-    keys = [f"rows/{rows}", f"curves/{rows}"] if rows is not None else []
-    keys += [f"{room}/{quanta}" for room in ("quanta", "index", "evidence")] if quanta is not None else []
+    for room, name in (("quanta", quanta), ("ledger", ledger)):
+        if name is not None and not run.derived(room, name).exists:
+            there = ", ".join(run.derived_names(room)) or "none"
+            raise RunNotFoundError(f"{run.store.root} has no {room} {name!r}; it has {there}.")
+    keys = [f"rows/{rows}", f"curves/{rows}", f"{BEGUN}/rows/{rows}"] if rows is not None else []
+    keys += [f"{room}/{quanta}" for room in ("quanta", "index", "evidence", "emergence")] if quanta is not None else []
+    keys += [f"ledger/{ledger}"] if ledger is not None else []
     with run.store.lock():
         for key in keys:
             if run.store.exists(key):
@@ -197,22 +231,8 @@ def remove_part(run: Run, *, rows: str | None = None, quanta: str | None = None)
 def remove_run(run: Run) -> None:
     """Remove a whole run: what belongs to it, and its folder if nothing else is in it."""
     with run.store.lock():
-        for name in (
-            "manifest.json",
-            "documents",
-            "rows",
-            "index",
-            "quanta",
-            "evidence",
-            "curves",
-            "traces",
-            "ledger",
-            "log",
-            DAMAGED,
-        ):
+        for name in (MANIFEST, "documents", "rows", *DERIVED_ROOMS, "log", BEGUN, DAMAGED):
             if run.store.exists(name):
                 run.store.remove(name)
         run.store.sweep()
-        run.store.path(".lock").unlink()
-    if not any(run.store.root.iterdir()):
-        run.store.root.rmdir()
+        run.store.leave()

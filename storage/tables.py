@@ -5,9 +5,8 @@ import io
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import DamagedRunError, RunNotFoundError
-from .checked import MENDING, check, digest
-from .local import LocalStore
+from .checked import digest
+from .store import Store
 
 
 def encode_table(table: pa.Table) -> bytes:
@@ -17,23 +16,18 @@ def encode_table(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def write_table(store: LocalStore, key: str, table: pa.Table) -> str:
+def write_table(store: Store, key: str, table: pa.Table) -> str:
     """Write a table, and return its digest for the record. What stands there without a record is replaced."""
     data = encode_table(table)
     store.replace(key, data)
     return digest(data)
 
 
-def read_checked(store: LocalStore, key: str, expected: str) -> bytes:
+def read_checked(store: Store, key: str, expected: str) -> bytes:
     """The bytes of a file that a record names; DamagedRunError if they are others, or gone."""
-    try:
-        data = store.read(key)
-    except RunNotFoundError:
-        raise DamagedRunError(f"{store.path(key)} is missing, and a record names it. {MENDING}") from None
-    check(data, expected, str(store.path(key)))
-    return data
+    return store.read_checked(key, expected)
 
 
-def read_table(store: LocalStore, key: str, expected: str) -> pa.Table:
-    """Read a table after checking its bytes; DamagedRunError names the file."""
-    return pq.read_table(io.BytesIO(read_checked(store, key, expected)))
+def read_table(store: Store, key: str, expected: str, columns: list[str] | None = None) -> pa.Table:
+    """Read a table, or some columns of it, after checking its bytes; DamagedRunError names the file."""
+    return pq.read_table(io.BytesIO(read_checked(store, key, expected)), columns=columns)

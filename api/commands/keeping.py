@@ -51,7 +51,9 @@ def repair(
 
 def copy(
     run: RunArgument,
-    to: Annotated[str, typer.Argument(metavar="TO", help="Folder for the copy; gone on with if it holds half of one.")],
+    to: Annotated[
+        str, typer.Argument(metavar="TO", help="Folder or URI for the copy; gone on with if it holds half of one.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Copy a run, every file checked on the way and read back at the end."""

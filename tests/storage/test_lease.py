@@ -134,7 +134,7 @@ def test_without_the_kernels_locks_a_living_process_still_holds(tmp_path, monkey
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(leases.fcntl, "flock", refuse)
-    own = leases._own()
+    own = leases.own_lease()
     for process, is_held in ((os.getppid(), True), (2**22 + 1, False)):
         other = Lease(host=own.host, boot=own.boot, process=process, since=own.since, command="x")
         leave(tmp_path, other, seconds_ago=0)

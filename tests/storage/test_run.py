@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from quantascope.errors import DamagedRunError, IncompleteRunError, RunMismatchError, RunNotFoundError
 from quantascope.storage import RowBlock, Run, Status, StoredDocument
+from quantascope.storage.run import remove_part
+from quantascope.storage.stale import stale_parts
 
 DIM = 6
 PLAN = {
@@ -204,3 +206,33 @@ def test_what_is_derived_is_refused_when_its_source_changed(run):
         derived.facts(source="b" * 64)
     with pytest.raises(RunNotFoundError, match="it has main"):
         run.derived("quanta", "other").facts()
+
+
+def test_what_is_stale_is_named_by_its_source(run):
+    fill(run.row_set("tokens"), rows())
+    now = run.row_set("tokens").fingerprint()
+    run.derived("quanta", "main").write({"rows": "tokens"}, source=now)
+    run.derived("quanta", "gone").write({"rows": "other"}, source=now)
+    run.derived("index", "main").write({"rows": "tokens"}, source="older")
+    run.derived("index", "added-to").write({"covers": {}}, source="its own")
+    run.derived("curves", "tokens").write({}, source="older")
+    run.derived("ledger", "main").write({}, source="its own")
+    quanta = run.derived("quanta", "main").fingerprint()
+    run.derived("evidence", "main").write({}, source=quanta)
+    for room in ("traces", "emergence", "compare"):
+        run.derived(room, "main").write({}, source="older quanta")
+    expected = [("index", "main", "rows"), ("quanta", "gone", "rows"), ("emergence", "main", "quanta")]
+    expected += [("compare", "main", "quanta"), ("curves", "tokens", "rows"), ("traces", "main", "quanta")]
+    assert stale_parts(run) == expected
+    run.store.replace("rows/tokens/commits/00001.json", b"damaged")
+    assert ("index", "main", "rows") not in stale_parts(Run.open(run.store.root)), "that cannot be told"
+
+
+def test_a_ledger_is_removed_by_its_name(run):
+    run.derived("ledger", "main").write({}, source="its own")
+    with pytest.raises(RunNotFoundError, match="no ledger 'other'; it has main"):
+        remove_part(run, ledger="other")
+    with Run.create(run.store.root.parent / "other", config={}) as other:
+        other.derived("ledger", "main").write({}, source="its own")
+    remove_part(other, ledger="main")
+    assert other.derived_names("ledger") == []
