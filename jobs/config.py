@@ -19,7 +19,9 @@ PROJECTIONS = (
     "none",
 )
 SHARES = ("energy", "size", "equal")
-PRECONDITIONERS = ("none", "kfac")
+PAIR = "pair:"
+"""Before a projection's name: two of them, independent, in one pass, with half the numbers each."""
+PRECONDITIONERS = ("none", "kfac", "second-moment")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,23 +85,31 @@ class RowConfig:
     their number of parameters, or equally."""
     seed: int = 0
     """Seed of the projection."""
-    precondition: Literal["none", "kfac"] = "none"
-    """kfac: gradients whitened by Kronecker factors of a sample of the units, before the projection. With it, shares
-    by energy are shares by size: whitening evens out what a block's energy was."""
+    precondition: Literal["none", "kfac", "second-moment"] = "none"
+    """Before the projection. kfac: gradients whitened by Kronecker factors of a sample of the units; second-moment:
+    divided by the root of the second moment that the checkpoint's optimiser holds. With either, shares by energy are
+    shares by size: they even out what a block's energy was."""
     blocks: str = "paper"
     """paper (all but embeddings, output head and norms), linear, all, kinds, patterns, last:N; joined by commas."""
     require_coverage: bool = False
     """Refuse models with parameters that get no rows and are not left out by choice."""
     rows_per_block: int | None = None
     """Rows of one block: one Zarr chunk, one piece of work. None takes what fits in 16 MB and about 20 s."""
+    checkpoint_activations: bool = False
+    """Layers keep their inputs alone and are run again in each backward pass: less memory, one forward pass more. The
+    rows are the same, byte for byte, so that this is no part of the plan."""
     batch_tokens: int | None = None
     """Padded tokens that go through the model together; None takes 512 on a CPU and 16,384 on a GPU."""
     threads_per_worker: int = 1
     """Part of the plan, since it decides the order in which numbers are added."""
 
     def __post_init__(self) -> None:
-        if self.projection not in PROJECTIONS:
-            raise ConfigurationError(f"--projection is {self.projection!r}; accepted are {', '.join(PROJECTIONS)}.")
+        kind = self.projection.removeprefix(PAIR)
+        if kind not in PROJECTIONS or (kind == "none" and kind != self.projection):
+            raise ConfigurationError(
+                f"--projection is {self.projection!r}; accepted are {', '.join(PROJECTIONS)}, and each but none after "
+                f"{PAIR} for two independent ones."
+            )
         if self.shares not in SHARES:
             raise ConfigurationError(f"--shares is {self.shares!r}; accepted are {', '.join(SHARES)}.")
         if self.precondition not in PRECONDITIONERS:
@@ -120,7 +130,7 @@ class SetConfig:
     rows: RowConfig = field(default_factory=RowConfig)
 
     def __post_init__(self) -> None:
-        if self.rows.precondition != "none" and self.selection.unit_type == "token-contribution":
+        if self.rows.precondition == "kfac" and self.selection.unit_type == "token-contribution":
             raise ConfigurationError("--precondition kfac is for units with a loss of their own, not contributions.")
 
     def describe(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BadWeightsError, ConfigurationError, ModelNotFoundError
 from .hub import first_line, quiet
 from .model_check import ModelFacts, ModelSource, check_model, find_folder, require_safetensors, unreadable
+from .model_spread import placement, require_placed
 from .tokens import require_fast, tokenizer_fingerprint
 
 if TYPE_CHECKING:
@@ -57,10 +58,15 @@ def load_model(source: ModelSource) -> LoadedModel:
     folder, _ = find_folder(pinned, weights=True)
     require_safetensors(source, folder)
     device = _resolve_device(source.device)
+    placed = placement(source, facts) if device == "spread" else {}
     with quiet():
         tokenizer = _load_tokenizer(source, folder, facts)
-        model = _load_weights(source, folder, facts)
-    model = model.to(device).eval().requires_grad_(requires_grad=False)
+        model = _load_weights(source, folder, facts, placed)
+    if placed:
+        require_placed(model, source)
+    else:
+        model = model.to(device)
+    model = model.eval().requires_grad_(requires_grad=False)
     if bad := bad_weights(model):
         shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
         raise BadWeightsError(
@@ -124,10 +130,14 @@ def _byte_dtype() -> torch.dtype:
 def _resolve_device(device: str) -> str:
     import torch
 
-    if device == "auto":
+    if device == "spread" and torch.cuda.device_count() > 1:
+        return device
+    if device in ("auto", "spread"):
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigurationError(f"device is {device!r}, but torch sees no GPU here. Accepted here are auto and cpu.")
+        raise ConfigurationError(
+            f"device is {device!r}, but torch sees no GPU here. Accepted here are auto, spread and cpu."
+        )
     return device
 
 
@@ -146,7 +156,7 @@ def _load_tokenizer(source: ModelSource, folder: Path, facts: ModelFacts) -> Any
     return tokenizer
 
 
-def _load_weights(source: ModelSource, folder: Path, facts: ModelFacts) -> Any:  # noqa: ANN401 - partial annotations
+def _load_weights(source: ModelSource, folder: Path, facts: ModelFacts, placed: dict[str, Any]) -> Any:  # noqa: ANN401 - partial annotations
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -159,6 +169,7 @@ def _load_weights(source: ModelSource, folder: Path, facts: ModelFacts) -> Any: 
             local_files_only=True,
             trust_remote_code=facts.needs_remote_code,
             output_loading_info=True,
+            **placed,
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise unreadable(source, error) from error

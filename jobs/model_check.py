@@ -38,7 +38,8 @@ class ModelSource:
     dtype: str = "float32"
     """The type that weights are loaded in: float32, float64, bfloat16 or float16."""
     device: str = "cpu"
-    """cpu, cuda, cuda:N, mps, or auto: the first GPU where there is one, else the CPU."""
+    """cpu, cuda, cuda:N, mps; auto: the first GPU where there is one, else the CPU; or spread: layer by layer over all
+    GPUs that a process sees, the CPU where it sees none."""
     trust_remote_code: bool = False
     """Run the model's own Python code where transformers has none for it."""
 
@@ -47,8 +48,10 @@ class ModelSource:
             raise ConfigurationError("model is empty: give a model folder, or an id on the Hugging Face hub.")
         if self.dtype not in DTYPES:
             raise ConfigurationError(f"dtype is {self.dtype!r}; accepted are {', '.join(DTYPES)}.")
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            raise ConfigurationError(f"device is {self.device!r}; accepted are auto, cpu, mps, cuda and cuda:N.")
+        if not re.fullmatch(r"auto|cpu|mps|spread|cuda(:\d+)?", self.device):
+            raise ConfigurationError(
+                f"device is {self.device!r}; accepted are auto, cpu, mps, cuda, cuda:N and spread."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

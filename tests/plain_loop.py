@@ -19,7 +19,7 @@ def plain_rows(engine, batch, losses):
             torch.cat(
                 [
                     p.project(b.matrix(full).to(engine.dtype))[0]
-                    for p, b in zip(engine._projections, engine.blocks, strict=True)
+                    for p, b in zip(engine.passes.projections, engine.blocks, strict=True)
                 ]
             )
         )

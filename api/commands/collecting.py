@@ -12,14 +12,17 @@ from ..progress_bar import progress_listener
 def collect(
     model: Annotated[str, typer.Option(help="Model folder or hub id.")],
     dataset: Annotated[str, typer.Option(help="Saved data set, hub id, JSONL, Parquet, CSV, or folder of text files.")],
-    out: Annotated[str, typer.Option(help="Folder of the run; made if there is none, gone on with if there is.")],
+    out: Annotated[
+        str,
+        typer.Option(help="Folder of the run, or its URI (s3://…); made if there is none, gone on with if there is."),
+    ],
     unit: Annotated[
         str, typer.Option(help="What gets a row: token-loss, window, document, span, token-contribution or group.")
     ] = "token-loss",
     name: Annotated[str | None, typer.Option(help="Name of the row set; the default is the unit.")] = None,
     revision: Annotated[str | None, typer.Option(help="Model's branch, tag or commit on the hub.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps, auto, or spread (over all GPUs).")] = "cpu",
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the model's own code; needs a pinned --revision.")
     ] = False,
@@ -43,11 +46,19 @@ def collect(
     max_per_window: Annotated[int | None, typer.Option(help="Keep at most this many units of a window.")] = None,
     scan_tokens: Annotated[int | None, typer.Option(help="Look for units in about this many tokens.")] = None,
     projection: Annotated[
-        str, typer.Option(help="tensor-sketch, two-sided (also -gaussian, -orthonormal), wide, sparse-jl, dense, none.")
+        str,
+        typer.Option(
+            help="tensor-sketch, two-sided (also -gaussian, -orthonormal), wide, sparse-jl, dense, none; pair:NAME."
+        ),
     ] = "tensor-sketch",
     dim: Annotated[int, typer.Option(help="Numbers per row, shared by the model's blocks.")] = 4096,
     seed: Annotated[int, typer.Option(help="Seed of the projection.")] = 0,
-    precondition: Annotated[str, typer.Option(help="none, or kfac: Kronecker-factored whitening.")] = "none",
+    precondition: Annotated[
+        str, typer.Option(help="none, kfac (Kronecker-factored whitening), second-moment (optimizer.pt).")
+    ] = "none",
+    checkpoint_activations: Annotated[
+        bool, typer.Option("--checkpoint-activations", help="Run layers again in the backward pass: less memory.")
+    ] = False,
     shares: Annotated[str, typer.Option(help="How blocks share --dim: energy, size or equal.")] = "energy",
     blocks: Annotated[
         str, typer.Option(help="paper, linear, all, kinds, patterns of names, last:N; joined by commas.")
@@ -66,6 +77,10 @@ def collect(
     allow_no_token: Annotated[
         bool, typer.Option("--allow-no-token", help="Join a cluster without token authentication.")
     ] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(help="Port at which a local Ray serves Prometheus metrics; the default is any free one."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say rows, bytes and hours; compute nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -73,7 +88,7 @@ def collect(
     from ...jobs.collect import Collection
     from ...jobs.collect import collect as run_collection
     from ...jobs.collect import dry_run as estimate
-    from ...jobs.config import REDUCTIONS, UNIT_TYPES, RowConfig, SelectionConfig, SetConfig
+    from ...jobs.config import PRECONDITIONERS, REDUCTIONS, UNIT_TYPES, RowConfig, SelectionConfig, SetConfig
     from ...jobs.data import DataSource
     from ...jobs.model import ModelSource
     from ...jobs.ray_session import RayOptions
@@ -118,7 +133,8 @@ def collect(
                 projection=projection,
                 dim=dim,
                 seed=seed,
-                precondition=one_of("--precondition", precondition, "none", "kfac"),
+                precondition=one_of("--precondition", precondition, *PRECONDITIONERS),
+                checkpoint_activations=checkpoint_activations,
                 shares=one_of("--shares", shares, "energy", "size", "equal"),
                 blocks=blocks,
                 require_coverage=require_coverage,
@@ -134,6 +150,7 @@ def collect(
         threads_per_worker=threads_per_worker,
         gpus_per_worker=gpus_per_worker,
         allow_no_token=allow_no_token,
+        metrics_port=metrics_port,
     )
     if dry_run:
         found = estimate(collection, options)

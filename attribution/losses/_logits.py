@@ -59,7 +59,8 @@ def _only_positions(model: nn.Module, example: Tensor, position: Tensor) -> Iter
         return
 
     def gather(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0][example, position].unsqueeze(1), *args[1:])
+        device = args[0].device  # of a model on several devices, the head's need not be the batch's
+        return (args[0][example.to(device), position.to(device)].unsqueeze(1), *args[1:])
 
     handle = head.register_forward_pre_hook(gather)
     try:

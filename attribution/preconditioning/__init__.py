@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .kronecker import Kronecker as Kronecker
     from .measure import FactorMeter as FactorMeter
     from .optimizer import second_moments as second_moments
+    from .second_moment import RankOne as RankOne
     from .second_moment import SecondMoment as SecondMoment
     from .second_moment import block_moments as block_moments
     from .second_moment import factorisation_error as factorisation_error
@@ -26,6 +27,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "kronecker": ["Kronecker"],
         "measure": ["FactorMeter"],
         "optimizer": ["second_moments"],
-        "second_moment": ["SecondMoment", "block_moments", "factorisation_error"],
+        "second_moment": ["RankOne", "SecondMoment", "block_moments", "factorisation_error"],
     },
 )

@@ -15,7 +15,7 @@ from ..whitening import unit_rows
 from .factors import KroneckerFactors
 from .fisher import fisher_whitener
 from .kronecker import Kronecker
-from .second_moment import SecondMoment
+from .second_moment import RankOne, SecondMoment
 
 PRECONDITIONERS = {
     "none": "rows as they are",
@@ -34,7 +34,7 @@ def precondition_projection(
     base: Projection,
     *,
     factors: KroneckerFactors | None = None,
-    moments: Mapping[str, Float[Tensor, "row column"]] | None = None,
+    moments: Mapping[str, Tensor | RankOne] | None = None,
     damping: float = 0.1,
 ) -> Projection:
     """The projection with the named preconditioner in it; `base` itself for those that act on rows.

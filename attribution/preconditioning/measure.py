@@ -34,7 +34,6 @@ class FactorMeter(Generic[Batch]):
         self._statistics = _Statistics(max_width=max_width)
         self._engine = GradientEngine[Batch](model, self._statistics, blocks)
         self._num_units = 0
-        self._num_proved = 0
 
     def add(
         self,
@@ -45,14 +44,15 @@ class FactorMeter(Generic[Batch]):
         num_examples: int | None = None,
     ) -> None:
         """Add a batch's units; arguments and errors as `GradientEngine.rows`. All losses weigh the same."""
-        if self._num_proved < 2:  # the engine compares itself with autograd: not part of the sample
-            values = self._engine.rows(batch, losses, example, num_examples=num_examples).losses
-            self._num_proved = len(values) if example is None else int(example.max()) + 1
+        proof = self._engine.proof
+        if proof.num_examples < 2 or proof.open:  # the engine compares itself with autograd: not part of the sample
+            self._engine.rows(batch, losses, example, num_examples=num_examples)
+        still_open, proof.open = proof.open, frozenset()
         self._statistics.is_recording = True
         try:
             values = self._engine.rows(batch, losses, example, num_examples=num_examples).losses
         finally:
-            self._statistics.is_recording = False
+            self._statistics.is_recording, proof.open = False, still_open
         self._num_units += len(values)
 
     def factors(self) -> KroneckerFactors:

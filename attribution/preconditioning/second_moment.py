@@ -29,6 +29,31 @@ from .scaled import scaled
 _DEFAULT_EPSILON = 1e-8
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RankOne:
+    """What the factorisation keeps of a second moment: the row and column sums of D², ε included."""
+
+    rows: Float[Tensor, " row"]
+    columns: Float[Tensor, " column"]
+
+    @classmethod
+    def of(cls, moment: Float[Tensor, "row column"], epsilon: float = _DEFAULT_EPSILON) -> "RankOne":
+        """The sums, in float64."""
+        _require_moment(moment, "The second moment")
+        square = (moment.double().sqrt() + epsilon).square()
+        return cls(rows=square.sum(1), columns=square.sum(0))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the second moment."""
+        return len(self.rows), len(self.columns)
+
+    def sides(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Diagonal scales of both sides, whose product is 1 / D̂; exact for a single row."""
+        rows, columns = self.rows.to(device, torch.float64), self.columns.to(device, torch.float64)
+        return (rows / rows.sum()).rsqrt(), columns.rsqrt()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecondMoment:
     """A projection of gradients divided by √v + ε.
@@ -38,8 +63,8 @@ class SecondMoment:
     """
 
     base: Projection
-    moments: Mapping[str, Float[Tensor, "row column"]]
-    """v by block, as `block_moments` gives it."""
+    moments: Mapping[str, Tensor | RankOne]
+    """v by block, [row, column], as `block_moments` gives it; or what its factorisation kept, by the same ε."""
     epsilon: float = _DEFAULT_EPSILON
     """Added to √v; above 0. The optimiser's own as a rule; a larger one holds back entries it has hardly seen."""
     max_exact: int = 0
@@ -49,7 +74,8 @@ class SecondMoment:
     def __post_init__(self) -> None:
         _require_epsilon(self.epsilon)
         for name, moment in self.moments.items():
-            _require_moment(moment, f"The second moment of {name}")
+            for part in _parts(moment).values():
+                _require_moment(part, f"The second moment of {name}")
 
     def block(
         self, name: str, *, number: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
@@ -66,11 +92,14 @@ class SecondMoment:
                 "take it from an optimiser of the same model."
             )
         inner = self.base.block(name, number=number, shape=shape, dtype=dtype, device=device)
+        if isinstance(moment, RankOne):
+            rows, columns = moment.sides(device)
+            return scaled(inner, rows=rows.to(dtype), columns=columns.to(dtype))
         moment = moment.to(device, torch.float64)
         if shape[0] > 1 and (isinstance(inner, IdentityBlock) or shape[0] * shape[1] <= self.max_exact):
             scale = (moment.sqrt() + self.epsilon).reciprocal().to(dtype)
             return _ElementwiseBlock(inner=inner, whole=IdentityBlock(shape=shape, dtype=dtype), scale=scale)
-        rows, columns = _sides(moment, self.epsilon)
+        rows, columns = RankOne.of(moment, self.epsilon).sides(device)
         return scaled(inner, rows=rows.to(dtype), columns=columns.to(dtype))
 
     def describe(self) -> dict[str, Any]:
@@ -79,7 +108,7 @@ class SecondMoment:
             "kind": "second-moment",
             "epsilon": self.epsilon,
             "max_exact": self.max_exact,
-            "moments": digest(dict(self.moments)),
+            "moments": digest({f"{n}{p}": t for n, moment in self.moments.items() for p, t in _parts(moment).items()}),
             "base": self.base.describe(),
         }
 
@@ -142,16 +171,15 @@ def factorisation_error(moment: Float[Tensor, "row column"], epsilon: float = _D
     _require_epsilon(epsilon)
     _require_moment(moment, "The second moment")
     exact = (moment.double().sqrt() + epsilon).reciprocal()
-    rows, columns = _sides(moment.double(), epsilon)
+    rows, columns = RankOne.of(moment, epsilon).sides(moment.device)
     difference = rows[:, None] * columns[None, :] - exact
     total = (moment * exact.square()).sum()
     return float(((moment * difference.square()).sum() / total).sqrt()) if total > 0 else 0.0
 
 
-def _sides(moment: Float[Tensor, "row column"], epsilon: float) -> tuple[Tensor, Tensor]:
-    """Diagonal scales of both sides, whose product is 1 / D̂; exact for a single row."""
-    square = (moment.sqrt() + epsilon).square()
-    return (square.sum(1) / square.sum()).rsqrt(), square.sum(0).rsqrt()
+def _parts(moment: Tensor | RankOne) -> dict[str, Tensor]:
+    """The numbers of a second moment, by what comes after its block's name."""
+    return {"": moment} if isinstance(moment, Tensor) else {"/rows": moment.rows, "/columns": moment.columns}
 
 
 def _require_epsilon(epsilon: float) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..blocks import Block, Use
+from .checkpoint import checkpointed_forward
 from .convolution import convolution_hook
 from .copies import copies_forward
 from .embedding import embedding_forward
@@ -22,9 +23,18 @@ from .recorder import Recorder
 
 @contextmanager
 def attached(
-    model: nn.Module, blocks: tuple[Block, ...], tapped: frozenset[int], owners: Mapping[str, str], recorder: Recorder
+    model: nn.Module,
+    blocks: tuple[Block, ...],
+    tapped: frozenset[int],
+    owners: Mapping[str, str],
+    recorder: Recorder,
+    *,
+    layers: tuple[str, ...] = (),
 ) -> Iterator[None]:
-    """Taps on the uses of the `tapped` blocks, and copies of parameters (`owners`: name → owning module)."""
+    """Taps on the uses of the `tapped` blocks, and copies of parameters (`owners`: name → owning module).
+
+    The activations of `layers` are computed again in the backward pass, except below torch.vmap.
+    """
     with ExitStack() as stack:
         for name, uses in _uses(blocks, tapped).items():
             _attach(stack, model, blocks, name, uses, recorder)
@@ -35,6 +45,10 @@ def attached(
             _replace_forward(
                 stack, module, copies_forward(recorder, owner, module, parameters, by_position=by_position)
             )
+        for name in layers:
+            if not any(name != owner and _within(name, owner) for owner in owners.values()):
+                module = model.get_submodule(name)
+                _replace_forward(stack, module, checkpointed_forward(module))
         yield
 
 
@@ -69,7 +83,7 @@ def _attach(
         _replace_forward(stack, module, embedding_forward(recorder, name, number, module))
         return
     if use.tap == "norm":
-        hook = norm_hook(recorder, name, module, block.parameters)
+        hook = norm_hook(recorder, name, number, module, block.parameters)
     elif use.tap == "linear":
         hook = linear_hook(recorder, name, number, bias=block.bias)
     else:

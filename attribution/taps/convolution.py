@@ -17,16 +17,19 @@ def convolution_hook(recorder: Recorder, name: str, number: int, *, bias: bool) 
     projection = recorder.projections[number]
 
     def forward(module: Convolution, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        x = examples_first(args[0] if args else kwargs["input"])[0].detach().to(recorder.dtype)
+        if not recorder.is_listening:
+            return recorder.watch(output, None)
+        x = recorder.own(number, examples_first(args[0] if args else kwargs["input"])[0].detach())
         dimensions = len(module.kernel_size)
+        num_examples, shape = len(x), x.shape[-dimensions - 1 :]
         if recorder.read(name, x, vectors=dimensions + 1) != "example":
             raise NoExamplesError(name, f"saw a tensor of shape {tuple(x.shape)} without examples")
         # below vmap there is one more axis, of length 1, behind the examples
-        columns = projection.columns(patches(module, x.reshape(len(x), *x.shape[-dimensions - 1 :])), constant=bias)
+        columns = projection.columns(patches(module, x.reshape(num_examples, *shape)), constant=bias)
 
         def backward(gradient: Tensor) -> None:
-            g = gradient.to(recorder.dtype).reshape(len(x), gradient.shape[-dimensions - 1], -1).transpose(1, 2)
-            recorder.add(number, projection.rows(g), columns)
+            g = recorder.own(number, gradient).reshape(num_examples, gradient.shape[-dimensions - 1], -1)
+            recorder.add(number, projection.rows(g.transpose(1, 2)), columns)
 
         return recorder.watch(output, backward)
 

@@ -29,6 +29,8 @@ def copies_forward(
     bare = Bare(module)
 
     def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - any module's signature
+        if not torch.is_grad_enabled():  # no part of any loss
+            return bare(*args, **kwargs)
         given, spec = tree_flatten((args, kwargs))
         main = next((x for x in given if isinstance(x, Tensor) and x.dim() > 1), None)
         if main is None or recorder.read(name, main, vectors=1) == "shared":
@@ -43,7 +45,8 @@ def copies_forward(
         for inner, outer in parameters.items():
             parameter = module.get_parameter(inner).detach()
             leaves[f"module.{inner}"] = parameter.expand(copies, *parameter.shape).detach().requires_grad_()
-            recorder.parameter_leaves.append((outer, leaves[f"module.{inner}"]))
+            if not recorder.is_over:
+                recorder.parameter_leaves.append((outer, leaves[f"module.{inner}"]))
         found: list[Any] = []
 
         def one(own: dict[str, Tensor], *mapped: Tensor) -> tuple[Tensor, ...]:
@@ -61,6 +64,8 @@ def copies_forward(
         except NoExamplesError:
             raise
         except Exception as error:  # whatever a model raises under vmap, the loop can still do it
+            if recorder.is_over:  # torch ends a recomputation by an exception, once it has what it needs
+                raise
             raise NoExamplesError(name, f"cannot run under torch.vmap: {error}") from error
         merged = [_merge(r, recorder.num_examples, apart, is_flat=is_flat) for r in results]
         return _rebuilt(merged, found)

@@ -44,20 +44,24 @@ class _Lookup(TorchFunctionMode):
 
     def _tap(self, index: Tensor, output: Tensor) -> Tensor:
         recorder, number = self._recorder, self._number
+        if not torch.is_grad_enabled():
+            return output
         projection = recorder.projections[number]
-        index = examples_first(index)[0]
+        index = examples_first(index)[0].to(recorder.devices[number])
         if recorder.read(self._name, index, vectors=0) == "shared":
             if index.dim() != 2 or len(index) != 1:
                 raise NoExamplesError(self._name, f"saw indices {tuple(index.shape)}, the same for all examples")
             output = output.expand(recorder.num_examples, *output.shape[1:])
             index = index.expand(recorder.num_examples, -1)
+        if not recorder.is_listening:
+            return recorder.watch(output, None)
         index = index.reshape(recorder.num_examples, -1)
         if self._module.padding_idx is not None:
             index = torch.where(index == self._module.padding_idx, -1, index)
         rows = projection.one_hot(index)
 
         def backward(gradient: Tensor) -> None:
-            g = gradient.to(recorder.dtype).reshape(*index.shape, gradient.shape[-1])
+            g = recorder.own(number, gradient).reshape(*index.shape, gradient.shape[-1])
             recorder.add(number, rows, projection.columns(g))
 
         return recorder.watch(output, backward)

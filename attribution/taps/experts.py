@@ -21,6 +21,7 @@ class FusedExperts(Protocol):
     """What a module of fused experts has, besides its weights."""
 
     num_experts: int
+    down_proj: Tensor
     is_transposed: bool
     has_gate: bool
     has_bias: bool
@@ -55,6 +56,8 @@ def experts_forward(
     def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         if hidden_states.dim() != 2 or recorder.read(name, hidden_states, vectors=1) == "shared":
             raise NoExamplesError(name, f"saw tokens of shape {tuple(hidden_states.shape)}")
+        device = experts.down_proj.device
+        hidden_states, top_k_index, top_k_weights = (x.to(device) for x in (hidden_states, top_k_index, top_k_weights))
         num_tokens, top_k = top_k_index.shape
         expert, order = torch.sort(top_k_index.reshape(-1), stable=True)
         counts = torch.bincount(expert, minlength=experts.num_experts)[: experts.num_experts].tolist()
@@ -131,13 +134,15 @@ def _map(recorder: Recorder, module: nn.Module, which: ExpertMap, x: Tensor, rou
         )
     if which.number is None:
         return output
+    if not recorder.is_listening:
+        return recorder.watch(output, None)
     number, projection = which.number, recorder.projections[which.number]
-    given = routed.by_example(x.detach().to(recorder.dtype), recorder.num_examples)
+    given = routed.by_example(recorder.own(number, x.detach()), recorder.num_examples)
     columns = projection.columns(given, constant=which.bias is not None)
     width = output.shape[-1]
 
     def backward(gradient: Tensor) -> None:
-        g = gradient.to(recorder.dtype)
+        g = recorder.own(number, gradient)
         if isinstance(projection, GroupedBlockProjection):
             rows = projection.grouped_rows(g, routed.counts)
         else:

@@ -12,7 +12,9 @@ from .copies import Bare
 from .recorder import Recorder, examples_first
 
 
-def norm_hook(recorder: Recorder, name: str, module: nn.Module, parameters: tuple[str, ...]) -> Callable[..., Tensor]:
+def norm_hook(
+    recorder: Recorder, name: str, number: int, module: nn.Module, parameters: tuple[str, ...]
+) -> Callable[..., Tensor]:
     """A forward hook (with keyword arguments) of a norm whose output is linear in its weight, and in its bias if any.
 
     x̂ is the module's own output for a weight of ones and a bias of zeros; or, where the module adds 1 to its weight,
@@ -30,14 +32,18 @@ def norm_hook(recorder: Recorder, name: str, module: nn.Module, parameters: tupl
         return result.detach()
 
     def forward(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        if not recorder.is_listening:
+            return recorder.watch(output, None)
         with torch.no_grad():
-            at_zero = normalised(0.0, *tree_map(_known_vector, (args, kwargs)))
-            normal = examples_first(normalised(0.0 if at_zero.any() else 1.0, args, kwargs))[0]
-        normal = recorder.positions(name, normal)
+            if name not in recorder.adds_one:  # once: asking makes a GPU wait
+                at_zero = normalised(0.0, *tree_map(_known_vector, (args, kwargs)))
+                recorder.adds_one[name] = bool(at_zero.any())
+            normal = examples_first(normalised(0.0 if recorder.adds_one[name] else 1.0, args, kwargs))[0]
+        normal = recorder.positions(name, number, normal)
         reading = recorder.readings[name]
 
         def backward(gradient: Tensor) -> None:
-            g = recorder.shape_as(reading, gradient.to(recorder.dtype))
+            g = recorder.shape_as(reading, recorder.own(number, gradient))
             found = (g * normal, g)
             for parameter, part in zip(own, found, strict=False):
                 recorder.add_vector(parameter, recorder.summed(part))

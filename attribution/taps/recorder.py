@@ -35,23 +35,29 @@ class Recorder:
         self,
         projections: list[BlockProjection],
         dtype: torch.dtype,
-        device: torch.device,
+        devices: list[torch.device],
         *,
         num_examples: int,
         readings: dict[str, Reading],
+        adds_one: dict[str, bool],
         num_positions: int | None = None,
     ) -> None:
-        self.projections, self.dtype = projections, dtype
+        self.projections, self.dtype, self.devices = projections, dtype, devices
         self.num_examples = num_examples
         self.num_positions = num_positions
         """Where positions are kept apart: how many each example has. None sums over positions."""
         self.readings = readings
         """How each module's input holds the examples; filled at first, held to afterwards."""
+        self.adds_one = adds_one
+        """Whether a norm adds 1 to its weight; filled at first."""
+        self.is_over = False
+        """Whether the forward pass is. Modules that run afterwards are computed again for a backward pass: their
+        taps build the same graph once more and keep nothing."""
         self.fired: set[str] = set()
         """Modules whose taps saw a forward pass."""
         self.leaves: list[Tensor] = []
         """Where a backward pass may stop: outputs of the earliest tapped modules."""
-        self._zero = torch.zeros((), dtype=dtype, device=device, requires_grad=True)
+        self._zero = torch.zeros((), dtype=dtype, requires_grad=True)
         self.leaves.append(self._zero)
         self.parameter_leaves: list[tuple[str, Tensor]] = []
         """Parameters as each example sees them, [example, …], with their names."""
@@ -61,6 +67,11 @@ class Recorder:
         """The same for what has no position, [example, dim]; used only where positions are kept apart."""
         self.vectors: dict[str, Tensor] = {}
         """Of the last backward pass: gradients formed in full, [example, …], by parameter name."""
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether what runs now is the forward pass: not a recomputation, and not without a graph."""
+        return not self.is_over and torch.is_grad_enabled()
 
     def read(self, module: str, tensor: Tensor, *, vectors: int) -> Reading:
         """How this module's tensor holds the examples; its last `vectors` axes are the vectors themselves.
@@ -86,12 +97,16 @@ class Recorder:
             return "flat"
         return "shared"
 
-    def positions(self, module: str, tensor: Tensor) -> Float[Tensor, "example position width"]:
-        """A tensor of vectors on its last axis as [example, position, width], in compute precision."""
+    def own(self, number: int, tensor: Tensor) -> Tensor:
+        """A tensor in compute precision on the device of a block's weight."""
+        return tensor.to(self.devices[number], self.dtype)
+
+    def positions(self, module: str, number: int, tensor: Tensor) -> Float[Tensor, "example position width"]:
+        """A tensor of vectors on its last axis as [example, position, width], `own` of the block."""
         reading = self.read(module, tensor, vectors=1)
         if reading == "shared":
             raise NoExamplesError(module, f"saw {len(tensor)} rows for {self.num_examples} examples")
-        return self.shape_as(reading, tensor.to(self.dtype))
+        return self.shape_as(reading, self.own(number, tensor))
 
     def shape_as(self, reading: Reading, tensor: Tensor) -> Float[Tensor, "example position width"]:
         """[example, position, width] of a tensor that holds the examples as read."""
@@ -99,14 +114,20 @@ class Recorder:
             return tensor.reshape(self.num_examples, -1, tensor.shape[-1])
         return tensor.unsqueeze(1) if tensor.dim() == 2 else tensor.flatten(1, -2)
 
-    def watch(self, output: Tensor, found: Callable[[Tensor], None]) -> Tensor:
+    def watch(self, output: Tensor, found: Callable[[Tensor], None] | None) -> Tensor:
         """The output to go on with; `found` gets the gradient that arrives at it, in every backward pass."""
+        if not torch.is_grad_enabled():
+            return output
         if not unwrap(output).requires_grad:
             if _functorch.is_batchedtensor(output):  # no tensor may become a leaf below vmap
-                output = output + self._zero.to(output.dtype)
+                output = output + self._zero.to(output.device, output.dtype)
             else:
-                self.leaves.append(output.requires_grad_())
+                output.requires_grad_()
+                if not self.is_over:
+                    self.leaves.append(output)
                 output = output.clone()
+        if found is None:
+            return output
         _, axis = examples_first(output)
         unwrap(output).register_hook(lambda gradient: found(gradient.movedim(axis, 0) if axis else gradient))
         return output
@@ -146,7 +167,9 @@ class Recorder:
             else model.get_parameter(p).new_zeros(lengths[0], *model.get_parameter(p).shape, dtype=self.dtype)
             for p in block.parameters
         }
-        part = self.projections[number].project(block.matrix(full))
+        part = self.projections[number].project(
+            block.matrix({p: gradient.to(self.devices[number]) for p, gradient in full.items()})
+        )
         if self.num_positions is None:
             self.sums[number] = part
         elif len(part) == self.num_examples * self.num_positions:

@@ -148,12 +148,13 @@ def test_rows_are_autograds_own(architecture, unit, projection):
     assert (subject.num_positions is None) == (architecture in NO_POSITIONS)
     engine = engine_of(subject, projection)
     # what was proved once, with no projection, is not proved again for each
-    engine.route, engine._readings, engine._proved_examples = proved.route, proved._readings, proved._proved_examples
+    engine.passes.route, engine.passes.readings = proved.route, proved.passes.readings
+    engine.proof.num_examples, engine.proof.open = proved.proof.num_examples, proved.proof.open
     rows, losses = rows_of(engine, subject, unit)
     full = gradients_of(architecture, losses)
     wanted = [
         p.project(full[:, c].reshape(-1, b.rows, b.columns))
-        for p, b, c in zip(engine._projections, engine.blocks, proved.columns, strict=True)
+        for p, b, c in zip(engine.passes.projections, engine.blocks, proved.columns, strict=True)
     ]
     assert_equal_rows(rows, torch.cat(wanted, dim=1))
 
@@ -260,7 +261,7 @@ def share(engine, subject, number, calls, example):
                 parts = torch.autograd.grad(again, parameters, one(output.grad), allow_unused=True)
                 total = [t if p is None else t + p for t, p in zip(total, parts, strict=True)]
         full = {n: t[None] for n, t in zip(block.parameters, total, strict=True)}
-        rows.append(engine._projections[number].project(block.matrix(full))[0])
+        rows.append(engine.passes.projections[number].project(block.matrix(full))[0])
     return torch.stack(rows)
 
 

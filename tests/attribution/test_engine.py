@@ -321,3 +321,35 @@ def test_a_norms_rows_are_right_beside_an_example_that_is_not_finite(norm):
     rows = engine.rows(x, squares, num_examples=3).rows
     assert not rows[0].isfinite().all()
     assert_equal_rows(rows[1:], wanted[1:])
+
+
+class InPlace(nn.Module):
+    """What every tapped kind gives is changed in place at once; with `inputs`, what a map has read is, too."""
+
+    def __init__(self, *, inputs=False):
+        super().__init__()
+        self.inputs, self.words, self.norm = inputs, nn.Embedding(7, 4), nn.LayerNorm(4)
+        self.filter, self.map, self.last = nn.Conv1d(4, 4, 3, padding=1), nn.Linear(4, 4), nn.Linear(4, 2, bias=False)
+
+    def forward(self, ids):
+        x = self.norm(self.words(ids).mul_(1.5)).sin_()
+        x = self.filter(x.mT).relu_().mT
+        made = self.map(x).tanh_()
+        if self.inputs:
+            x.mul_(2)
+        return self.last(made).mul_(3)
+
+
+@pytest.mark.parametrize("projection", [TensorSketch(dim_per_block=8), Identity()], ids=["sketch", "identity"])
+def test_activations_that_are_changed_in_place_have_their_rows(projection):
+    torch.manual_seed(0)
+    ids = torch.randint(0, 7, (3, 6), generator=torch.Generator().manual_seed(0))
+    engine = engine_of(InPlace().double(), projection)
+    assert_equal_rows(engine.rows(ids, squares, num_examples=3).rows, plain_rows(engine, ids, squares))
+    assert {engine.route.way(n) for n in range(len(engine.blocks))} == {"tap"}
+
+
+def test_a_model_that_destroys_what_its_gradient_needs_is_refused():
+    ids = torch.randint(0, 7, (3, 6), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(CoverageError, match="could not be trained either: write that operation out of place"):
+        engine_of(InPlace(inputs=True).double(), Identity()).rows(ids, squares, num_examples=3)
