@@ -29,8 +29,8 @@ class DataSource:
     """Which data to read, and which fields of it."""
 
     dataset: str
-    """A file (.jsonl, .json, .parquet, .csv, .tsv), a folder (of such files, of text files, or from `save_to_disk`), or
-    an id on the Hugging Face hub, which is streamed."""
+    """A file (.jsonl, .json, .csv, .tsv, each also with .gz or .zst; .parquet), a folder (of such files, of text files,
+    or from `save_to_disk`), a pattern (`shards/*.parquet`), or an id on the Hugging Face hub. All are streamed."""
     split: str | None = None
     """Needed where there are several."""
     config_name: str | None = None
@@ -82,6 +82,8 @@ class DataFacts:
     """None where only reading would tell."""
     size_bytes: int | None
     """On disk; None on the hub."""
+    revision: str | None = None
+    """On the hub: the commit that the revision asked for stands for now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,37 +127,57 @@ def check_data(source: DataSource) -> DataFacts:
         text_fields=_choose_fields(source, raw),
         num_rows=raw.num_rows,
         size_bytes=raw.size_bytes,
+        revision=raw.revision,
     )
 
 
-def read_documents(source: DataSource, tokenizer: Any = None) -> DocumentReader:  # noqa: ANN401 - partial annotations
+def read_documents(
+    source: DataSource,
+    tokenizer: Any = None,  # noqa: ANN401 - partial annotations
+    *,
+    first_row: int = 0,
+    num_before: int = 0,
+) -> DocumentReader:
     """Return an iterator over the documents, in the source's order, that keeps one batch of rows in memory.
 
+    A reading that was stopped goes on with `first_row` (the row after the last one that was read) and `num_before` (how
+    many good documents came before it, which max_documents counts): the documents are those that it would have given.
     The tokenizer is used for its chat template alone. Raises what `check_data` raises at once, and while iterating
     BadRowError or EncodingError, which name the row, unless bad rows are skipped.
     """
     raw = open_rows(source)
-    return DocumentReader(source, raw, _choose_fields(source, raw), tokenizer)
+    return DocumentReader(
+        source, raw, _choose_fields(source, raw), tokenizer, first_row=first_row, num_before=num_before
+    )
 
 
 class DocumentReader:
     """An iterator over documents; `skipped` lists the bad rows passed so far."""
 
-    def __init__(self, source: DataSource, raw: RawRows, text_fields: tuple[str, ...], tokenizer: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        source: DataSource,
+        raw: RawRows,
+        text_fields: tuple[str, ...],
+        tokenizer: Any,  # noqa: ANN401
+        *,
+        first_row: int = 0,
+        num_before: int = 0,
+    ) -> None:
         self.skipped: list[SkippedRow] = []
         self._source = source
         self._class_names = raw.class_names
         self._text_fields = text_fields
         self._tokenizer = tokenizer
-        self._num_read = 0
+        self._num_read = num_before
         wanted = [*text_fields, *source.label_fields, *([source.id_field] if source.id_field else [])]
-        self._rows = raw.read(list(dict.fromkeys(wanted)))
+        self._rows = raw.read(list(dict.fromkeys(wanted)), first_row)
 
     def __iter__(self) -> Iterator[Document]:
         return self
 
     def __next__(self) -> Document:
-        if self._num_read == self._source.max_documents:
+        if self._source.max_documents is not None and self._num_read >= self._source.max_documents:
             raise StopIteration
         for raw in self._rows:
             try:
@@ -293,8 +315,12 @@ class DataFingerprint:
     def add(self, document: Document) -> str:
         """Count the document in (its content, user's id and labels; order matters), and return its hash in hex."""
         content = document_hash(document)
-        self._digest.update(_canonical([content, document.user_id, dict(document.labels)]))
+        self.add_stored(content, document.user_id, document.labels)
         return content
+
+    def add_stored(self, content_hash: str, user_id: str, labels: Mapping[str, str | None]) -> None:
+        """Count in a document that an earlier reading gave, by what a run keeps of it."""
+        self._digest.update(_canonical([content_hash, user_id, dict(labels)]))
 
     def hexdigest(self) -> str:
         """Return the fingerprint, in hex, of the documents so far."""

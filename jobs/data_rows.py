@@ -5,9 +5,9 @@ Knows no format and no use of a field.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import BadRowError, EncodingError
 
@@ -28,6 +28,13 @@ class RawRow:
     """The source's own name for the row: a text file's path."""
 
 
+class ReadRows(Protocol):
+    """Reads an opened source, in its order."""
+
+    def __call__(self, columns: Sequence[str], first_row: int = 0, /) -> Iterator[RawRow]:
+        """Rows from first_row on, with the columns that are needed and perhaps more; earlier ones are not built."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawRows:
     """An opened source: its fields, and a function that reads it from the start."""
@@ -35,10 +42,11 @@ class RawRows:
     format: str
     fields: Mapping[str, str]
     """Name of each field → its type, such as "string"; for JSON and CSV, from the first 100 rows."""
-    read: Callable[[Sequence[str]], Iterator[RawRow]]
-    """Takes the fields that are needed; rows may hold more."""
+    read: ReadRows
     num_rows: int | None = None
     size_bytes: int | None = None
+    revision: str | None = None
+    """On the hub: the commit that is read, whatever its branch does meanwhile."""
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """For fields that hold numbers of named classes: the names."""
 

@@ -5,25 +5,27 @@ Knows formats. Does not know what a row is used for: fields are chosen, and bad 
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadRowError, DatasetNotFoundError, EncodingError, MissingFieldError, RemoteCodeError
+from ..errors import BadRowError, DatasetNotFoundError, EncodingError, RemoteCodeError
+from .data_columns import BATCH_ROWS, arrow_rows, open_parquet, plain_types
 from .data_lines import not_utf8, read_csv, read_json
-from .data_rows import RawRow, RawRows, type_name
+from .data_rows import RawRow, RawRows, ReadRows, type_name
 from .hub import first_line, hub_is_reachable, quiet
 
 if TYPE_CHECKING:
     from .data import DataSource
 
-JSON_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
-CSV_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+JSON_SUFFIXES = tuple(f"{kind}{packed}" for packed in ("", ".gz", ".zst") for kind in (".jsonl", ".ndjson", ".json"))
+CSV_SUFFIXES = tuple(f"{kind}{packed}" for packed in ("", ".gz", ".zst") for kind in (".csv", ".tsv"))
 PARQUET_SUFFIXES = (".parquet",)
 _SAMPLE_ROWS = 100
-_BATCH_ROWS = 256
 _SHARD_NAME = re.compile(r"^(?P<split>.+?)-\d{5}-of-\d{5}")
 
 
@@ -39,12 +41,41 @@ def open_rows(source: DataSource) -> RawRows:
     if path.is_file():
         _require_no_split(source, "a single file")
         return _open_files([path], path.parent, source)
+    if is_pattern(source.dataset):
+        return _open_pattern(path, source)
     if source.dataset.startswith(("/", ".", "~")) or source.dataset.count("/") > 1 or path.suffix:
         raise DatasetNotFoundError(
             f"There is no data set at {source.dataset}. Give a file (.jsonl, .json, .parquet, .csv), a folder (of such "
-            "files, of text files, or from save_to_disk), or an id on the Hugging Face hub."
+            "files, of text files, or from save_to_disk), a pattern in quotes ('shards/*.parquet'), or an id on the "
+            "Hugging Face hub."
         )
     return _open_hub(source)
+
+
+def is_pattern(dataset: str) -> bool:
+    """Whether a name that is neither a file nor a folder stands for several: `shards/*.parquet`, `**/*.jsonl.zst`."""
+    return any(sign in dataset for sign in "*?[")
+
+
+def _open_pattern(pattern: Path, source: DataSource) -> RawRows:
+    parts = pattern.parts
+    depth = next(i for i, part in enumerate(parts) if is_pattern(part))
+    folder = Path(*parts[:depth])
+    found = folder.glob(str(Path(*parts[depth:])))
+    files = sorted(path for path in found if path.is_file() and not _is_hidden(path.relative_to(folder)))
+    if not files:
+        raise DatasetNotFoundError(f"No file is named like {source.dataset}. Put the pattern in quotes, and check it.")
+    kinds = {_kind_of(path) for path in files}
+    if len(kinds) > 1:
+        raise DatasetNotFoundError(
+            f"{source.dataset} stands for files of several formats ({', '.join(sorted(kinds))}): name those of one."
+        )
+    return _open_files(_files_of_split(files, folder, source), folder, source)
+
+
+def _kind_of(path: Path) -> str:
+    kinds = {"parquet": PARQUET_SUFFIXES, "json": JSON_SUFFIXES, "csv": CSV_SUFFIXES}
+    return next((kind for kind, suffixes in kinds.items() if path.name.endswith(suffixes)), "unknown")
 
 
 def _open_folder(folder: Path, source: DataSource) -> RawRows:
@@ -105,7 +136,7 @@ def _open_files(files: list[Path], folder: Path, source: DataSource) -> RawRows:
     size = sum(path.stat().st_size for path in files)
     name = files[0].name
     if name.endswith(PARQUET_SUFFIXES):
-        return _open_parquet(files, folder, size)
+        return open_parquet(files, folder, size)
     if name.endswith(JSON_SUFFIXES):
         read = _chain(files, folder, read_json)
         return RawRows(format="json", fields=_sampled_fields(read(()), source), read=read, size_bytes=size)
@@ -115,8 +146,8 @@ def _open_files(files: list[Path], folder: Path, source: DataSource) -> RawRows:
     if name.endswith(".py"):
         raise _script(source)
     raise DatasetNotFoundError(
-        f"{source.dataset} is a file of no known format; accepted are {', '.join(JSON_SUFFIXES[:3])}, .parquet, .csv "
-        "and .tsv. A text file is one document: give the folder that it lies in."
+        f"{source.dataset} is a file of no known format; accepted are {', '.join(JSON_SUFFIXES[:3])}, .csv and .tsv "
+        "(each also with .gz or .zst), and .parquet. A text file is one document: give the folder that it lies in."
     )
 
 
@@ -129,14 +160,12 @@ def _script(source: DataSource) -> RemoteCodeError:
 
 
 def _chain(
-    files: list[Path], folder: Path, read_one: Callable[[Path, str, int], Iterator[RawRow]]
-) -> Callable[[Sequence[str]], Iterator[RawRow]]:
-    def read(_: Sequence[str]) -> Iterator[RawRow]:
+    files: list[Path], folder: Path, read_one: Callable[[Path, str, int, int], Generator[RawRow, None, int]]
+) -> ReadRows:
+    def read(_: Sequence[str], first_row: int = 0) -> Iterator[RawRow]:
         row = 0
         for path in files:
-            for raw in read_one(path, path.relative_to(folder).as_posix(), row):
-                row = raw.row + 1
-                yield raw
+            row = yield from read_one(path, path.relative_to(folder).as_posix(), row, first_row)
 
     return read
 
@@ -155,62 +184,7 @@ def _sampled_fields(rows: Iterator[RawRow], source: DataSource) -> dict[str, str
     raise DatasetNotFoundError(f"{source.dataset} holds no rows.")
 
 
-# --- columns ------------------------------------------------------------------------------------------------------
-
-
-def _open_parquet(files: list[Path], folder: Path, size: int) -> RawRows:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    fields: dict[str, str] = {}
-    num_rows = 0
-    for path in files:
-        try:
-            with pq.ParquetFile(path) as opened:
-                found = {item.name: str(item.type) for item in opened.schema_arrow}
-                num_rows += opened.metadata.num_rows
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DatasetNotFoundError(f"{path} is not a readable Parquet file ({first_line(error)}).") from error
-        if fields and set(found) != set(fields):
-            raise MissingFieldError(
-                f"{path.name} has the fields {', '.join(found)}, but {files[0].name} has {', '.join(fields)}. Files of "
-                "one data set have the same fields: give the files one by one, or the folder of one split."
-            )
-        fields = fields or found
-
-    def read(columns: Sequence[str]) -> Iterator[RawRow]:
-        row = 0
-        for path in files:
-            name = path.relative_to(folder).as_posix()
-            with pq.ParquetFile(path) as opened:
-                for batch in opened.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns)):
-                    yield from _arrow_rows(batch, name, row)
-                    row += len(batch)
-
-    return RawRows(format="parquet", fields=_plain_types(fields), read=read, num_rows=num_rows, size_bytes=size)
-
-
-def _plain_types(fields: Mapping[str, str]) -> dict[str, str]:
-    strings = {"large_string": "string", "string_view": "string", "dictionary<values=string": "string"}
-    return {name: strings.get(kind.split(",")[0], kind) for name, kind in fields.items()}
-
-
-def _arrow_rows(batch: Any, name: str, row: int) -> Iterator[RawRow]:  # noqa: ANN401 - pyarrow is not typed
-    """Turn a pyarrow table or record batch into rows, finding the very row where a text is not UTF-8."""
-    try:
-        rows: Sequence[Any] = batch.to_pylist()
-    except UnicodeDecodeError:
-        rows = [None] * len(batch)
-    for index, values in enumerate(rows):
-        problem = None
-        found = values
-        if found is None:
-            try:
-                found = batch.slice(index, 1).to_pylist()[0]
-            except UnicodeDecodeError as error:
-                found, problem = {}, EncodingError(f"{name} is not UTF-8 at byte {error.start} of a text")
-        number = row + index
-        yield RawRow(row=number, file=name, where=f"row {number}", values=found, problem=problem)
+# --- saved data sets ----------------------------------------------------------------------------------------------
 
 
 def _open_saved(folder: Path, source: DataSource) -> RawRows:
@@ -229,11 +203,14 @@ def _open_saved(folder: Path, source: DataSource) -> RawRows:
             f"{source.dataset} is not a readable save_to_disk folder ({first_line(error)}). Save it again."
         ) from error
 
-    def read(columns: Sequence[str]) -> Iterator[RawRow]:
-        row = 0
+    def read(columns: Sequence[str], first_row: int = 0) -> Iterator[RawRow]:
+        if first_row >= len(saved):
+            return
+        row = first_row
+        rest = saved.select(range(first_row, len(saved))) if first_row else saved
         # Arrow's own tables: no image or sound is decoded, and memory holds one batch.
-        for table in saved.select_columns(list(columns)).with_format("arrow").iter(batch_size=_BATCH_ROWS):
-            yield from _arrow_rows(table, source.dataset, row)
+        for table in rest.select_columns(list(columns)).with_format("arrow").iter(batch_size=BATCH_ROWS):
+            yield from arrow_rows(table, source.dataset, row)
             row += len(table)
 
     return RawRows(
@@ -248,7 +225,7 @@ def _open_saved(folder: Path, source: DataSource) -> RawRows:
 
 def _feature_types(features: Mapping[str, Any]) -> dict[str, str]:
     kinds = {name: str(getattr(feature, "dtype", type(feature).__name__)) for name, feature in features.items()}
-    return _plain_types(kinds)
+    return plain_types(kinds)
 
 
 def _class_names(features: Mapping[str, Any]) -> dict[str, Sequence[str]]:
@@ -258,30 +235,59 @@ def _class_names(features: Mapping[str, Any]) -> dict[str, Sequence[str]]:
 def _open_hub(source: DataSource) -> RawRows:
     import datasets
 
+    refusals: tuple[type[Exception], ...] = (*_network_errors(), ValueError, RuntimeError)
     if not hub_is_reachable():
         raise _not_on_hub(source, "since the hub cannot be reached from here")
     try:
         with quiet():
             splits = datasets.get_dataset_split_names(source.dataset, source.config_name, revision=source.revision)
             split = _choose_split(source, splits)
+            revision = _pin(source)
             stream = datasets.load_dataset(
-                source.dataset, source.config_name, split=split, streaming=True, revision=source.revision
+                source.dataset, source.config_name, split=split, streaming=True, revision=revision
             )
     except DatasetNotFoundError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except refusals as error:
         if "script" in str(error).lower():
             raise _script(source) from error
         raise _not_on_hub(source, f"on the hub ({first_line(error)})") from error
     features: Mapping[str, Any] = stream.features or next(iter(stream.take(1)), {})
 
-    def read(columns: Sequence[str]) -> Iterator[RawRow]:
-        for row, values in enumerate(stream.select_columns(list(columns))):
-            yield RawRow(row=row, file=source.dataset, where=f"row {row}", values=values)
+    def read(columns: Sequence[str], first_row: int = 0) -> Iterator[RawRow]:
+        row = first_row
+        try:
+            for values in stream.skip(first_row).select_columns(list(columns)):
+                yield RawRow(row=row, file=source.dataset, where=f"row {row}", values=values)
+                row += 1
+        except _network_errors() as error:  # after the library's own retries
+            raise DatasetNotFoundError(
+                f"Streaming {source.dataset} stopped at row {row} ({first_line(error)}): give the same command again."
+            ) from error
 
     names = _class_names(features)
     kinds = _feature_types(features) if stream.features else {name: type_name(v) for name, v in features.items()}
-    return RawRows(format="hub", fields=kinds, read=read, class_names=names)
+    return RawRows(format="hub", fields=kinds, read=read, class_names=names, revision=revision)
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises when it does not come through, whichever HTTP library its version is built on."""
+    importlib.import_module("huggingface_hub.utils")  # loads that library
+    loaded = [sys.modules[name] for name in ("httpx2", "httpx") if name in sys.modules]
+    return (OSError, *(library.HTTPError for library in loaded))
+
+
+def _pin(source: DataSource) -> str | None:
+    """The commit that the revision stands for now, so that one reading is of one state of the data.
+
+    None for a local folder laid out as on the hub.
+    """
+    from huggingface_hub import HfApi
+
+    if Path(source.dataset).is_dir():
+        return source.revision
+    sha: str | None = HfApi().dataset_info(source.dataset, revision=source.revision).sha
+    return sha or source.revision
 
 
 def _not_on_hub(source: DataSource, where: str) -> DatasetNotFoundError:
@@ -296,8 +302,8 @@ def _not_on_hub(source: DataSource, where: str) -> DatasetNotFoundError:
 
 
 def _open_texts(files: list[Path], folder: Path) -> RawRows:
-    def read(_: Sequence[str]) -> Iterator[RawRow]:
-        for row, path in enumerate(files):
+    def read(_: Sequence[str], first_row: int = 0) -> Iterator[RawRow]:
+        for row, path in enumerate(files[first_row:], first_row):
             name = path.relative_to(folder).as_posix()
             content = path.read_bytes()
             problem = None
