@@ -181,11 +181,14 @@ def search_index(
     faiss = require_faiss()
     try:
         opened = faiss.deserialize_index(np.frombuffer(index, dtype=np.uint8))
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         raise DamagedRunError("these bytes are no FAISS index; build the index again") from error
     _check_search(queries, opened.d, num_neighbours)
     wanted = min(num_neighbours, opened.ntotal)
-    scores, positions = opened.search(np.ascontiguousarray(queries, dtype=np.float32), wanted)
+    try:
+        scores, positions = opened.search(np.ascontiguousarray(queries, dtype=np.float32), wanted)
+    except (RuntimeError, MemoryError) as error:  # what can be read may still say that it is not trained
+        raise DamagedRunError("these bytes are no FAISS index that can be searched; build the index again") from error
     return scores, positions
 
 

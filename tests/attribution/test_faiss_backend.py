@@ -86,3 +86,18 @@ def test_refuses_no_faiss_and_two(monkeypatch, installed, message):
     monkeypatch.setattr(metadata, "version", version)
     with pytest.raises(MissingDependencyError, match=message):
         backend.require_faiss()
+
+
+@pytest.mark.parametrize("precision", ["float16", "float32"])
+def test_sizes_that_cannot_be_are_refused_and_not_believed(rows, precision):
+    """Whatever FAISS makes of them: no index, no memory for it, or one that says that it is not trained."""
+    index = backend.build_index(rows[:20], precision=precision)
+    refused = 0
+    for place in range(0, 80, 4):
+        for size in (1 << 30, 1 << 34, 1 << 38, (1 << 62) - 1):
+            bad = index[:place] + size.to_bytes(8, "little") + index[place + 8 :]
+            try:
+                backend.search_index(bad, rows[:1], num_neighbours=1)
+            except (DamagedRunError, ConfigurationError):
+                refused += 1
+    assert refused > 0
