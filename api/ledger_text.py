@@ -1,24 +1,31 @@
 """A ledger as plain text and as JSON: who moved the weights, who lowered whose loss, what is left."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..attribution.ledger import BalanceSheet, LossSheet
 from ..attribution.ledger.sheets import sheet_facts
+from ..jobs.ledger import DocumentEntry
+from .ledger_html import flow_lines
 
 _NAME = 24
+_FLOWS = 10
 _COLUMN = 9
 _LEAST = 5e-5
 
 
-def ledger_text(name: str, balance: BalanceSheet, losses: LossSheet | None) -> str:
-    """The balance sheet, then the account matrix with its residual."""
+def ledger_text(
+    name: str, balance: BalanceSheet, losses: LossSheet | None, *, grade: Mapping[str, Any] | None = None
+) -> str:
+    """The balance sheet, then the account matrix with its residual, and the strongest flows."""
     lines = [
         f"ledger {name}: {balance.num_steps} steps"
         + (f", {balance.num_skipped} more were skipped" if balance.num_skipped else "")
         + f"; the weights moved by {np.sqrt(balance.change_square.sum()):.4g}",
         "An account of the training as it was, not of what would have been without a kind.",
+        *_grade(grade or {}),
         "",
         f"{'who moved the weights':<{_NAME}} {'norm':>{_COLUMN}} {'share':>{_COLUMN}} {'cosine':>{_COLUMN}}",
     ]
@@ -30,7 +37,31 @@ def ledger_text(name: str, balance: BalanceSheet, losses: LossSheet | None) -> s
     lines.append(f"{'residual':<{_NAME}} {balance.residual:>{_COLUMN}.1e} of the change's norm")
     if losses is not None and len(losses.steps) > 1:
         lines += ["", *_matrix(losses)]
+        lines += ["", "strongest flows between kinds, in thousandths of a nat:", *flow_lines(losses, _FLOWS)]
     return "\n".join(lines)
+
+
+def document_lines(entries: Sequence[DocumentEntry]) -> list[str]:
+    """The documents behind an entry, one line each."""
+    lines = [f"{'documents behind it':<{_NAME}} {'kind':<{_NAME}} {'share':>{_COLUMN}} {'examples':>{_COLUMN}}  steps"]
+    for entry in entries:
+        steps = str(entry.first_step) if entry.num_examples == 1 else f"{entry.first_step} to {entry.last_step}"
+        lines.append(
+            f"{_short(entry.id):<{_NAME}} {_short(entry.kind):<{_NAME}} {entry.share:>{_COLUMN}.3%} "
+            f"{entry.num_examples:>{_COLUMN}}  {steps}"
+        )
+    return lines
+
+
+def _grade(grade: Mapping[str, Any]) -> list[str]:
+    """What a sketched ledger takes for granted."""
+    if grade.get("name") != "sketched":
+        return []
+    lines = [
+        f"Sketched: seen through {grade['k']} random signs on each axis; the residual says what that and Adam cost."
+    ]
+    lines += [f"Assumed: {grade['assumption']}."] if grade["assumption"] else []
+    return lines + ([f"Without an account: {', '.join(grade['uncovered'])}."] if grade["uncovered"] else [])
 
 
 def ledger_json(name: str, balance: BalanceSheet, losses: LossSheet | None, about: dict[str, Any]) -> dict[str, Any]:

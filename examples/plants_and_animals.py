@@ -99,7 +99,7 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (steps // 10 or 1)))
     held_out = [(own, [kind] * len(own)) for kind, own in texts.held_out.items()]
-    evaluation = Evaluation(batches=held_out, losses=losses)
+    evaluation = Evaluation(batches=held_out, losses=losses, max_panels=16)
     ledger = Ledger(model, optimizer, texts.kinds, evaluation=evaluation, period_steps=10) if books else None
     chance = random.Random(seed)
     for _ in range(steps):

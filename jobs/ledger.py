@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ..attribution.ledger import BalanceSheet, Ledger, LossSheet
+from ..attribution.ledger import BalanceSheet, Ledger, LossSheet, SketchedLedger
 from ..attribution.ledger.sheets import Course
 from ..errors import DamagedRunError, NoSpaceError, RunNotFoundError
 from ..storage.run import Run
@@ -77,11 +77,15 @@ class StoredLedger:
     course: Course
     facts: dict[str, Any]
     """What the writer recorded: data set, model, seed, recipe."""
+    grade: dict[str, Any]
+    """`exact`, or `sketched` with what it assumes."""
+    examples: pa.Table | None
+    """A line per example (step, id, kind, norm, along), where the ledger kept them."""
 
 
 def write_ledger(
     path: str | os.PathLike[str],
-    ledger: Ledger,
+    ledger: Ledger | SketchedLedger,
     *,
     name: str = "main",
     facts: Mapping[str, Any] | None = None,
@@ -90,9 +94,9 @@ def write_ledger(
 
     Makes a run that holds nothing else where there is none. Tables are Parquet: `entries` (each account's part of the
     weights' change, by module and period), `accounts` (the matrix, by module), `course` (the matrix, by period),
-    `losses`. What a period's vectors were is not kept.
+    `losses`, and `examples` where the ledger kept them. What a period's vectors were is not kept.
     """
-    balance, losses, course = ledger.balance(), ledger.loss_sheet(), ledger.course()
+    balance, losses, course, single = ledger.balance(), ledger.loss_sheet(), ledger.course(), ledger.example_facts()
     value = {
         "accounts": list(balance.accounts),
         "modules": list(balance.modules),
@@ -100,6 +104,8 @@ def write_ledger(
         "num_skipped": balance.num_skipped,
         "evaluation": {"kinds": list(losses.kinds), "counts": losses.counts.tolist()} if losses else None,
         "about": dict(facts or {}),
+        "grade": ledger.grade,
+        "num_examples": len(single.step) if single else 0,
     }
     arrays = {
         "gram": balance.gram,
@@ -110,6 +116,8 @@ def write_ledger(
         "period_steps": course.steps,
     }
     tables = {"entries": _entries(balance, course)} | (_loss_tables(losses) if losses else {})
+    if single is not None:
+        tables["examples"] = pa.table(asdict(single))
     with _opened(path) as run:
         run.derived(ROOM, name).write(value, source=_origin(ledger), arrays=arrays, tables=tables)
 
@@ -153,7 +161,60 @@ def read_ledger(run: Run, name: str = "main") -> StoredLedger:
             losses=_numbers(readings, "loss", (-1, len(kinds))),
             booked=_numbers(derived.table("course"), "change", (-1, len(kinds), len(accounts))),
         )
-    return StoredLedger(name=name, balance=balance, losses=losses, course=course, facts=facts["about"])
+    return StoredLedger(
+        name=name,
+        balance=balance,
+        losses=losses,
+        course=course,
+        facts=facts["about"],
+        grade=facts.get("grade", {"name": "exact"}),
+        examples=derived.table("examples") if facts.get("num_examples") else None,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentEntry:
+    """What one document did to the weights, over all steps that saw it."""
+
+    id: str
+    kind: str
+    num_examples: int
+    share: float
+    """Length along the change of the weights, over that one's own."""
+    first_step: int
+    last_step: int
+
+
+def document_entries(stored: StoredLedger, *, kind: str | None = None) -> list[DocumentEntry]:
+    """The documents behind a kind's entry, the largest share (of either sign) first; all documents for no kind.
+
+    RunNotFoundError where the ledger kept no examples, or none of that kind.
+    """
+    if stored.examples is None:
+        raise RunNotFoundError(
+            f"Ledger {stored.name} kept no examples: open it with keep_examples=True, and name them with "
+            "ledger.step(labels, ids=…)."
+        )
+    found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for row in stored.examples.to_pylist():
+        if kind is None or row["kind"] == kind or row["kind"].startswith(f"{kind}/"):
+            name = row["id"] or f"an example of step {row['step']}"
+            found.setdefault((name, row["kind"]), []).append((row["step"], row["along"]))
+    if not found:
+        kinds = ", ".join(sorted(set(stored.examples["kind"].to_pylist())))
+        raise RunNotFoundError(f"Ledger {stored.name} has no example of kind {kind!r}; it has {kinds}.")
+    entries = [
+        DocumentEntry(
+            id=name,
+            kind=own_kind,
+            num_examples=len(uses),
+            share=sum(along for _, along in uses),
+            first_step=min(step for step, _ in uses),
+            last_step=max(step for step, _ in uses),
+        )
+        for (name, own_kind), uses in found.items()
+    ]
+    return sorted(entries, key=lambda entry: -abs(entry.share))
 
 
 def _entries(balance: BalanceSheet, course: Course) -> pa.Table:
@@ -206,10 +267,10 @@ def _numbers(table: pa.Table, column: str, shape: tuple[int, ...]) -> np.ndarray
     return np.asarray(table[column], np.float64).reshape(shape)
 
 
-def _origin(ledger: Ledger) -> str:
+def _origin(ledger: Ledger | SketchedLedger) -> str:
     """What a ledger was computed from: its weights at the opening, its kinds, and how many steps it has seen."""
     digest = hashlib.sha256(json.dumps([list(ledger.chart.kinds), ledger.num_steps]).encode())
-    for name, start in sorted(ledger.books.start.items()):
+    for name, start in sorted(ledger.begun_with().items()):
         digest.update(name.encode())
         digest.update(start.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

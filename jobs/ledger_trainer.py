@@ -11,14 +11,15 @@ of the whole step, as the Trainer itself has it for causal language models.
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ..attribution.ledger import Evaluation, Ledger, Step
+from ..attribution.ledger import Evaluation, Ledger, SketchedLedger, Step
+from ..attribution.ledger.sketched import SketchedStep
 from ..errors import ConfigurationError, MissingFieldError
 from .ledger import load_state, save_state
 
@@ -42,20 +43,27 @@ class LedgerTrainer(Trainer):
         ledger_evaluation: Evaluation | None = None,
         period_steps: int | None = None,
         example_losses: ExampleLosses | None = None,
+        grade: Literal["exact", "sketched"] = "exact",
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """`example_losses` replaces the sums of token losses; the other options are `Ledger`'s."""
+        """`example_losses` replaces the sums of token losses; the other options are `Ledger`'s.
+
+        The sketched grade has no loss books, and cannot go on from a checkpoint.
+        """
+        if grade == "sketched" and (ledger_evaluation is not None or period_steps is not None):
+            raise ConfigurationError("The sketched grade has no loss books and no period_steps; leave both out.")
         super().__init__(*args, **kwargs)
         self._require_plain()
         self.args.remove_unused_columns = False
-        self.ledger: Ledger | None = None
+        self._grade = grade
+        self.ledger: Ledger | SketchedLedger | None = None
         """Opened when training begins, closed when it ends."""
         self._kinds, self._kind_column = list(kinds), kind_column
         self._evaluation, self._period_steps = ledger_evaluation, period_steps
         self._example_losses = example_losses or token_loss_sums
         self._resumed_from: Path | None = None
         self._stack = ExitStack()
-        self._step: Step | None = None
+        self._step: Step | SketchedStep | None = None
         self.add_callback(_Steps(self))
 
     def training_step(
@@ -86,6 +94,11 @@ class LedgerTrainer(Trainer):
 
     def open_ledger(self) -> None:
         """Before the first step, when the optimiser is there."""
+        if self._grade == "sketched":
+            if self._resumed_from is not None:
+                raise ConfigurationError("A sketched ledger cannot go on from a checkpoint: train from the start.")
+            self.ledger = SketchedLedger(self.model, self.optimizer, self._kinds)
+            return
         self.ledger = Ledger(
             self.model,
             self.optimizer,
@@ -98,8 +111,12 @@ class LedgerTrainer(Trainer):
 
     def open_step(self) -> None:
         """Before a step's first batch."""
-        assert self.ledger is not None
-        self._step = self._stack.enter_context(self.ledger.step())
+        ledger = self.ledger
+        assert ledger is not None
+        if isinstance(ledger, SketchedLedger):
+            self._step = self._stack.enter_context(ledger.step())
+        else:
+            self._step = self._stack.enter_context(ledger.step())
 
     def close_step(self) -> None:
         """After the optimiser has stepped, or has not."""
@@ -107,9 +124,9 @@ class LedgerTrainer(Trainer):
         self._step = None
 
     def keep_ledger(self, folder: Path) -> None:
-        """Beside a checkpoint."""
-        assert self.ledger is not None
-        save_state(self.ledger, folder / STATE_FILE)
+        """Beside a checkpoint; a sketched ledger keeps none."""
+        if isinstance(self.ledger, Ledger):
+            save_state(self.ledger, folder / STATE_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ANN401
         super()._load_from_checkpoint(resume_from_checkpoint, model)

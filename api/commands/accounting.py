@@ -1,5 +1,6 @@
 """The command that asks a ledger: who moved the weights, who lowered whose loss, what is left."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -17,12 +18,16 @@ def ledger(
     module: Annotated[
         str | None, typer.Option(help="Only this part of the network: a module's name, or its beginning.")
     ] = None,
+    documents: Annotated[int, typer.Option(help="Show so many documents behind the entries.")] = 0,
+    kind: Annotated[str | None, typer.Option(help="Only documents of this kind.")] = None,
+    html: Annotated[str | None, typer.Option(help="Write the ledger with its flows as one HTML file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show a training's ledger: what each kind of data did to the weights and to each kind's loss."""
-    from ...jobs.ledger import ROOM, read_ledger
+    from ...jobs.ledger import ROOM, document_entries, read_ledger
     from ...storage.run import Run
-    from ..ledger_text import ledger_json, ledger_text
+    from ..ledger_html import flow_page, write_page
+    from ..ledger_text import document_lines, ledger_json, ledger_text
 
     opened = Run.open(run)
     names = opened.derived_names(ROOM)
@@ -37,8 +42,12 @@ def ledger(
         balance, losses = balance.within(inside), losses.within(inside) if losses else None
     if depth is not None:
         balance, losses = balance.roll_up(depth), losses.roll_up(depth) if losses else None
-    show(
-        ledger_json(stored.name, balance, losses, stored.facts),
-        ledger_text(stored.name, balance, losses),
-        as_json=as_json,
-    )
+    behind = document_entries(stored, kind=kind)[:documents] if documents else []
+    value = ledger_json(stored.name, balance, losses, stored.facts) | {"grade": stored.grade}
+    text = ledger_text(stored.name, balance, losses, grade=stored.grade)
+    if behind:
+        value["documents"] = [asdict(entry) for entry in behind]
+        text += "\n\n" + "\n".join(document_lines(behind))
+    if html:
+        write_page(html, flow_page(stored.name, balance, losses, None if module or depth else stored.course))
+    show(value, text, as_json=as_json)

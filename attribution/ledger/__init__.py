@@ -11,20 +11,23 @@ if TYPE_CHECKING:
     from .chart import Chart as Chart
     from .evaluation import Evaluation as Evaluation
     from .examples import ExampleRecord as ExampleRecord
+    from .examples import entries_by as entries_by
     from .examples import example_effects as example_effects
     from .examples import example_entries as example_entries
     from .ledger import Ledger as Ledger
     from .ledger import Step as Step
     from .sheets import BalanceSheet as BalanceSheet
     from .sheets import LossSheet as LossSheet
+    from .sketched import SketchedLedger as SketchedLedger
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "chart": ["Chart"],
         "evaluation": ["Evaluation"],
-        "examples": ["ExampleRecord", "example_effects", "example_entries"],
+        "examples": ["ExampleRecord", "entries_by", "example_effects", "example_entries"],
         "ledger": ["Ledger", "Step"],
         "sheets": ["BalanceSheet", "LossSheet"],
+        "sketched": ["SketchedLedger"],
     },
 )

@@ -11,7 +11,7 @@ the kinds' entries; decay has an account of its own. Elementwise, so that it doe
 For AdamW, k Cₛ is (1 − β₁) Bₛ with Bₛ = ηₛ Dₛ₊₁ Pₛ / (1 − β₁ˢ) + β₁ Bₛ₊₁.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -34,6 +34,8 @@ class ExampleRecord:
     """For each step: each example's part of the stepped gradient (its share of the mean, clipped)."""
     labels: list[list[str]] = field(default_factory=list)
     """For each step: each example's kind."""
+    ids: list[list[str]] = field(default_factory=list)
+    """For each step: what each example is called, "" where it was not said."""
 
     @property
     def step_of(self) -> list[int]:
@@ -53,6 +55,60 @@ def example_entries(record: ExampleRecord, *, net: bool = False) -> Float[Tensor
     """Each example's entry, in the order of the record; gross unless `net`."""
     effects = example_effects(record, net=net)
     return torch.cat([e * g for e, g in zip(effects, record.gradients, strict=True)])
+
+
+def entries_by(
+    record: ExampleRecord, labels: Sequence[str], *, net: bool = False
+) -> tuple[tuple[str, ...], Float[Tensor, "account number"]]:
+    """Entries of accounts that were not known in training: quanta, for instance, or any other label of the examples.
+
+    `labels` has one for each example, in the order of the record. Accounts stand in the order of their first example;
+    their gross entries sum to the kinds', whatever the labels are. ConfigurationError for another number of labels.
+    """
+    if len(labels) != len(record.step_of):
+        raise ConfigurationError(f"{len(labels)} labels for {len(record.step_of)} examples; each needs one.")
+    accounts = tuple(dict.fromkeys(labels))
+    place = {account: number for number, account in enumerate(accounts)}
+    group = torch.tensor([place[label] for label in labels])
+    effects = example_effects(record, net=net)
+    result = effects.new_zeros(len(accounts), effects.shape[1])
+    first = 0
+    for effect, gradients in zip(effects, record.gradients, strict=True):
+        result.index_add_(0, group[first : first + len(gradients)].to(result.device), effect * gradients)
+        first += len(gradients)
+    return accounts, result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleFacts:
+    """One line per example, in the order of the record."""
+
+    step: list[int]
+    """From 1."""
+    id: list[str]
+    kind: list[str]
+    norm: list[float]
+    """Of the example's gross entry."""
+    along: list[float]
+    """Its length along the whole change of the weights, as a share of that change's own: they sum to the kinds'."""
+
+
+def example_facts(record: ExampleRecord, change: Float[Tensor, " number"]) -> ExampleFacts:
+    """Who moved the weights, example by example; `change` is w_T − w₀ in the order of the record's columns."""
+    square = float(change.double().square().sum()) or 1.0
+    norm: list[float] = []
+    along: list[float] = []
+    for effect, gradients in zip(example_effects(record, net=False), record.gradients, strict=True):
+        entries = effect * gradients
+        norm += entries.norm(dim=1).double().tolist()
+        along += ((entries @ change).double() / square).tolist()
+    return ExampleFacts(
+        step=[step + 1 for step in record.step_of],
+        id=[name for own in record.ids for name in own],
+        kind=[label for own in record.labels for label in own],
+        norm=norm,
+        along=along,
+    )
 
 
 def shrinkage(record: ExampleRecord) -> Float[Tensor, " number"]:

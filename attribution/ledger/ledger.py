@@ -26,8 +26,8 @@ from ...errors import ConfigurationError, RunMismatchError
 from .books import Books
 from .chart import Chart
 from .evaluation import Evaluation, Evaluator, part_of, require_losses
-from .examples import ExampleRecord, flat
-from .linear_steps import readable, steps_made
+from .examples import ExampleFacts, ExampleRecord, example_facts, flat
+from .linear_steps import readable, require_same_start, will_step
 from .loss_books import LossBooks
 from .sheets import BalanceSheet, Course, LossSheet
 from .splitting import GradientSplitter
@@ -64,9 +64,10 @@ class Ledger:
             raise ConfigurationError(f"period_steps is {period_steps}; a period has at least 1 step.")
         self.chart = Chart(tuple(kinds))
         self.optimizer = readable(optimizer)
-        self._names, parameters = _stepped_parameters(model, self.optimizer)
+        self._names, parameters = stepped_parameters(model, self.optimizer)
         self.period_steps = period_steps or (10 if evaluation else None)
         self.books = Books(parameters, len(self.chart.kinds))
+        self.grade: dict[str, Any] = {"name": "exact"}
         self.num_steps = 0
         self.num_skipped = 0
         """Steps that were begun and never made (overflow), booked as nothing."""
@@ -86,8 +87,8 @@ class Ledger:
         ]
 
     @contextmanager
-    def step(self, labels: Sequence[str | None] | None = None) -> Iterator["Step"]:
-        """One step of the optimiser, with the label of each example of its batch.
+    def step(self, labels: Sequence[str | None] | None = None, *, ids: Sequence[str] | None = None) -> Iterator["Step"]:
+        """One step of the optimiser, with the label of each example of its batch, and what each is called.
 
         Where gradients are accumulated, leave `labels` out and call `Step.begin` for every batch. A step that the
         optimiser does not make is booked as nothing. ConfigurationError for labels without an account.
@@ -103,7 +104,7 @@ class Ledger:
         self._open = step = Step(self)
         try:
             if labels is not None:
-                step.begin(labels)
+                step.begin(labels, ids=ids)
             yield step
             if not step.is_booked:
                 self.num_skipped += 1
@@ -168,6 +169,17 @@ class Ledger:
             square=torch.stack(parts[2]).numpy() if parts[2] else np.zeros(shape),
             change_square=torch.stack(parts[3]).numpy() if parts[3] else np.zeros(shape[:2]),
         )
+
+    def begun_with(self) -> dict[str, Tensor]:
+        """The weights at the opening: what the ledger was kept of."""
+        return self.books.start
+
+    def example_facts(self) -> ExampleFacts | None:
+        """Who moved the weights, example by example; None unless the ledger keeps examples."""
+        if self.record is None or not self.record.steps:
+            return None
+        change = torch.cat([self.books.change(name).flatten() for name in self.record.parameters])
+        return example_facts(self.record, change)
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on: `facts` (JSON) and `tensors` by name. Tensors are the ledger's own.
@@ -244,29 +256,12 @@ class Ledger:
                 "or close the ledger first."
             )
         self._open.require_ready()
-        if any(a is not None for a in (*args[1:], kwargs.get("closure"))):
-            raise ConfigurationError("The ledger cannot book optimizer.step(closure): compute the gradients before.")
-        if getattr(self.optimizer, "grad_scale", None) is not None:
-            raise ConfigurationError(
-                "The optimiser unscales gradients by itself (fused): call scaler.unscale_(optimizer) before "
-                "scaler.step, or make the optimiser with fused=False."
-            )
-        overflow = getattr(self.optimizer, "found_inf", None)
-        if overflow is not None and float(overflow):
+        if not will_step(self.optimizer, args, kwargs):
             return
-        self._require_same_start()
+        require_same_start(self.optimizer, self.num_steps)
         with torch.no_grad():
             self._factor = self.books.take_up(self.optimizer, self._names, self._open.coarsest)
         self._open.is_booked = True
-
-    def _require_same_start(self) -> None:
-        """An optimiser that has made steps which the ledger knows nothing of has momentum of no account."""
-        made = steps_made(self.optimizer)
-        if made > self.num_steps:
-            raise RunMismatchError(
-                f"The optimiser has made {made} steps, the ledger has booked {self.num_steps}: load the ledger's state "
-                "(load_state_dict), or open the ledger before the first step."
-            )
 
     @torch.no_grad()
     def _after_step(self, _optimizer: Any, _args: Any, _kwargs: Any) -> None:  # noqa: ANN401 - torch's protocol
@@ -278,6 +273,7 @@ class Ledger:
             self.record.steps.append(booked)
             self.record.gradients.append(torch.cat(step.examples) * self._factor)
             self.record.labels.append(step.labels)
+            self.record.ids.append(step.ids)
         self.num_steps += 1
         if self.period_steps and self.num_steps % self.period_steps == 0:
             self._close_period()
@@ -312,21 +308,29 @@ class Step:
         self._group: Tensor | None = None
         self._sums: dict[str, Tensor] = {}
         self._own: list[str | None] = []
+        self._own_ids: list[str] = []
         self.labels: list[str] = []
         """Of the examples whose gradients were gathered."""
+        self.ids: list[str] = []
+        """What they are called; "" where it was not said."""
         self.examples: list[Tensor] = []
         """Their gradients, where the ledger keeps examples."""
         self.coarsest = torch.float64
         self.is_booked = False
 
-    def begin(self, labels: Sequence[str | None]) -> None:
-        """Before a batch's forward pass: the label of each of its examples."""
+    def begin(self, labels: Sequence[str | None], *, ids: Sequence[str] | None = None) -> None:
+        """Before a batch's forward pass: the label of each of its examples, and what it is called (`keep_examples`)."""
         if self._group is not None:
             raise ConfigurationError("The batch before has had no backward pass; call Step.backward for every batch.")
         if labels is None or isinstance(labels, str) or len(labels) == 0:
             raise ConfigurationError("The batch has no labels; give the kind of each of its examples.")
+        if ids is not None and len(ids) != len(labels):
+            raise ConfigurationError(
+                f"The batch has {len(labels)} labels and {len(ids)} ids; give one of each for all."
+            )
         ledger = self._ledger
         self._own = list(labels)
+        self._own_ids = [""] * len(labels) if ids is None else [str(name) for name in ids]
         self._group = ledger.chart.indices(self._own).to(ledger._device)
         sums = ledger.books.kinds()
         listened = self._group
@@ -358,6 +362,7 @@ class Step:
             for name, kinds in self._ledger.books.kinds().items():
                 kinds.index_add_(0, self._group, self._sums[name])
         self.labels += [str(label) for label in self._own]
+        self.ids += self._own_ids
         self._group, self._sums = None, {}
 
     def require_ready(self) -> None:
@@ -372,7 +377,7 @@ class Step:
         self._stack.close()
 
 
-def _stepped_parameters(
+def stepped_parameters(
     model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[int, str], dict[str, nn.Parameter]]:
     """The names of the optimiser's parameters, and these by name in the model's order."""

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, RunMismatchError
 
 ACCEPTED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
@@ -119,3 +119,26 @@ def steps_made(optimizer: torch.optim.Optimizer) -> int:
     """How many steps the optimiser's state speaks of: 0 where it has none (SGD keeps no count: at most 1)."""
     counts = [float(s["step"]) if "step" in s else 1.0 for s in optimizer.state.values() if s]
     return int(max(counts, default=0))
+
+
+def will_step(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether this call of the optimiser's step makes one; ConfigurationError for calls that cannot be booked."""
+    if any(a is not None for a in (*args[1:], kwargs.get("closure"))):
+        raise ConfigurationError("The ledger cannot book optimizer.step(closure): compute the gradients before.")
+    if getattr(optimizer, "grad_scale", None) is not None:
+        raise ConfigurationError(
+            "The optimiser unscales gradients by itself (fused): call scaler.unscale_(optimizer) before "
+            "scaler.step, or make the optimiser with fused=False."
+        )
+    overflow = getattr(optimizer, "found_inf", None)
+    return overflow is None or not float(overflow)
+
+
+def require_same_start(optimizer: torch.optim.Optimizer, num_steps: int) -> None:
+    """An optimiser that has made steps which the ledger knows nothing of has momentum of no account."""
+    made = steps_made(optimizer)
+    if made > num_steps:
+        raise RunMismatchError(
+            f"The optimiser has made {made} steps, the ledger has booked {num_steps}: load the ledger's state "
+            "(load_state_dict), or open the ledger before the first step."
+        )

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from quantascope.attribution.ledger import Evaluation, Ledger
-from quantascope.errors import DamagedRunError, RunNotFoundError
+from quantascope import connect
+from quantascope.api.ledger_html import strongest_flows
+from quantascope.attribution.ledger import Evaluation, Ledger, SketchedLedger
+from quantascope.errors import ConfigurationError, DamagedRunError, RunNotFoundError
 from quantascope.jobs.ledger import write_ledger
 from tests.attribution.ledger_oracle import KINDS, batches, losses_of, positions
 
@@ -40,7 +42,8 @@ def test_the_balance_sheet_in_text_says_every_account_and_what_is_left(cli, kept
     assert sum(shares.values()) == pytest.approx(100, abs=0.3)
     assert re.search(r"^residual +\de-1\d of the change's norm|^residual +[\d.]+e-1\d of the change", out, re.MULTILINE)
     assert "steps 0 to 6" in out
-    rows = re.findall(r"^(?:living/animal|living/plant|place) .*$", out.partition("who lowered")[2], re.MULTILINE)
+    matrix = out.partition("who lowered")[2].partition("strongest flows")[0]
+    rows = re.findall(r"^(?:living/animal|living/plant|place) .*$", matrix, re.MULTILINE)
     sheet = ledger.loss_sheet()
     for row in rows:
         name, *numbers = row.split()
@@ -63,6 +66,14 @@ def test_the_balance_sheet_in_json_rolls_up_and_looks_into_modules(cli, kept):
     assert "residual: at most" not in cli("ledger", path, "--module", "inner")[0]
 
 
+def test_the_client_reads_the_same_books(kept):
+    path, ledger = kept
+    found = connect(path).ledger()
+    assert found.balance.accounts == ledger.balance().accounts
+    with pytest.raises(RunNotFoundError, match="no ledger named 'other'"):
+        connect(path).ledger("other")
+
+
 def test_runs_without_such_a_ledger_and_damaged_ones_are_refused(cli, refused, kept, clustered_run, tmp_path):
     path, _ = kept
     assert "no ledger yet" in refused(RunNotFoundError, "ledger", clustered_run)
@@ -74,3 +85,86 @@ def test_runs_without_such_a_ledger_and_damaged_ones_are_refused(cli, refused, k
     assert "accounts.parquet is damaged" in refused(DamagedRunError, "ledger", path)
     table.write_bytes(whole)
     cli("ledger", path)
+
+
+def test_the_picture_of_the_flows_is_one_page_without_scripts_or_addresses(cli, refused, kept, tmp_path):
+    path, ledger = kept
+    out, _ = cli("ledger", path, "--html", tmp_path / "flow.html")
+    sheet = ledger.loss_sheet()
+    flows = strongest_flows(sheet, 10)
+    assert len(flows) == 10
+    assert all(account != kind for account, kind, _ in flows)
+    account, kind, value = flows[0]
+    away = [sheet.matrix[i, j] for i, k in enumerate(sheet.kinds) for j, a in enumerate(sheet.accounts) if a != k]
+    assert abs(value) == np.abs(away).max()
+    assert f"{account} {'helped' if value < 0 else 'hurt'} {kind}: {1000 * value:+.1f}" in out
+    page = (tmp_path / "flow.html").read_text()
+    assert page.count("<path ") == len(away)
+    assert f"{account} → {kind}: {1000 * value:+.1f} thousandths" in page
+    assert re.findall(r"<script|http|src=|url\(", page) == []
+    assert "is not a folder" in refused(ConfigurationError, "ledger", path, "--html", tmp_path / "none" / "flow.html")
+
+
+def test_names_are_escaped_in_the_page(cli, tmp_path):
+    kinds = ["<b>x</b>", "a&b"]
+    model = positions()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    evaluation = Evaluation(batches=batches(1, kinds=kinds), losses=losses_of)
+    ledger = Ledger(model, optimiser, kinds, evaluation=evaluation, period_steps=1)
+    for ids, labels in batches(2, kinds=kinds):
+        with ledger.step(labels) as step:
+            step.backward(losses_of(model, ids))
+            optimiser.step()
+        optimiser.zero_grad()
+    ledger.close()
+    write_ledger(tmp_path / "run", ledger, name="<i>")
+    cli("ledger", tmp_path / "run", "--name", "<i>", "--html", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "<b>x" not in page
+    assert "<i>" not in page
+    assert "&lt;b&gt;x" in page
+
+
+def test_documents_behind_an_entry_add_up_to_it(cli, refused, kept, tmp_path):
+    model = positions()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+    ledger = Ledger(model, optimiser, KINDS, keep_examples=True)
+    for number, (ids, labels) in enumerate(batches(6)):
+        with ledger.step(labels, ids=[f"text {(number + i) % 4}" for i in range(len(labels))]) as step:
+            step.backward(losses_of(model, ids))
+            optimiser.step()
+        optimiser.zero_grad()
+    ledger.close()
+    write_ledger(tmp_path / "run", ledger)
+    value = json.loads(cli("ledger", tmp_path / "run", "--documents", "99", "--json")[0])
+    shares = {row["account"]: row["share"] for row in value["weights"]["accounts"]}
+    for kind in KINDS:
+        own = [d for d in value["documents"] if d["kind"] == kind]
+        assert sum(d["share"] for d in own) == pytest.approx(shares[kind], abs=1e-12)
+    assert {d["id"] for d in value["documents"]} == {f"text {i}" for i in range(4)}
+    assert sum(d["num_examples"] for d in value["documents"]) == 30
+    out, _ = cli("ledger", tmp_path / "run", "--documents", "1", "--kind", "living")
+    largest = max((d for d in value["documents"] if d["kind"] != "place"), key=lambda d: abs(d["share"]))
+    assert re.search(rf"^{largest['id']} +{largest['kind']} +{largest['share']:.3%} ", out, re.MULTILINE)
+    assert "has no example of kind 'sea'" in refused(
+        RunNotFoundError, "ledger", tmp_path / "run", "--documents", "1", "--kind", "sea"
+    )
+    assert "kept no examples" in refused(RunNotFoundError, "ledger", kept[0], "--documents", "3")
+
+
+def test_a_sketched_ledger_says_that_it_is_one_and_what_it_assumes(cli, tmp_path):
+    model = positions(torch.float32)
+    optimiser = torch.optim.NAdam(model.parameters(), lr=0.01)
+    ledger = SketchedLedger(model, optimiser, KINDS, refresh_steps=2)
+    for ids, labels in batches(6):
+        with ledger.step(labels) as step:
+            step.backward(losses_of(model, ids))
+            optimiser.step()
+        optimiser.zero_grad()
+    ledger.close()
+    write_ledger(tmp_path / "run", ledger)
+    out, _ = cli("ledger", tmp_path / "run", "--html", tmp_path / "page.html")
+    assert "Sketched: seen through 16 random signs" in out
+    assert "Assumed: the state of torch.optim.nadam.NAdam is not known: its steps are taken for AdamW's" in out
+    assert "Without an account: convolution.bias, convolution.weight, gain" in out
+    assert "over time" in (tmp_path / "page.html").read_text()

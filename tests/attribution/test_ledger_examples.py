@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quantascope.attribution.ledger import Ledger, example_entries
+from quantascope.attribution.ledger import Ledger, entries_by, example_entries
 from quantascope.attribution.ledger.examples import shrinkage
 from quantascope.errors import ConfigurationError
 from tests.attribution.ledger_oracle import KINDS, batches, losses_of, positions
@@ -79,3 +79,22 @@ def test_what_has_no_net_form_and_what_cannot_be_saved_is_refused():
         example_entries(ledger.record, net=True)
     with pytest.raises(ConfigurationError, match="keeps examples"):
         ledger.state_dict()
+
+
+def test_accounts_that_are_named_afterwards_add_up_as_kinds_do():
+    """Quanta, for instance: labels that the training knew nothing of."""
+    ledger = train(OPTIMISERS["adamw"], KINDS, lambda _step, _example, label: label, keep_examples=True)
+    labels = [label for own in ledger.record.labels for label in own]
+    accounts, entries = entries_by(ledger.record, labels)
+    for account, entry in zip(accounts, entries, strict=True):
+        expected = torch.cat([v.flatten() for v in ledger.entry(account).values()])
+        torch.testing.assert_close(entry, expected, rtol=1e-9, atol=1e-12)
+    quanta = [f"quantum {i % 4}" for i in range(len(labels))]
+    accounts, entries = entries_by(ledger.record, quanta)
+    assert accounts == tuple(f"quantum {i}" for i in range(4))
+    kinds = sum(torch.cat([v.flatten() for v in ledger.entry(k).values()]) for k in KINDS)
+    torch.testing.assert_close(entries.sum(0), kinds, rtol=1e-9, atol=1e-12)
+    net = entries_by(ledger.record, quanta, net=True)[1].sum(0)
+    torch.testing.assert_close(net, example_entries(ledger.record, net=True).sum(0), rtol=1e-9, atol=1e-12)
+    with pytest.raises(ConfigurationError, match="3 labels for 35 examples"):
+        entries_by(ledger.record, quanta[:3])

@@ -204,3 +204,30 @@ def test_sheets_come_back_from_a_run_as_they_were(tmp_path, evaluated):
     assert read_ledger(Run.open(tmp_path / "run"), "kinds").facts == {"seed": 2}
     with pytest.raises(RunNotFoundError, match="no ledger named 'other'; it has kinds"):
         read_ledger(Run.open(tmp_path / "run"), "other")
+
+
+def test_the_trainer_keeps_a_sketched_ledger_and_says_what_that_cannot_do(tmp_path):
+    kept = LedgerTrainer(
+        model=neox("float32"),
+        args=arguments(tmp_path, save_strategy="steps", save_steps=3),
+        train_dataset=Examples(),
+        kinds=NAMES,
+        grade="sketched",
+    )
+    kept.train()
+    exact = trainer(tmp_path / "exact")
+    exact.train()
+    sheet = kept.ledger.balance()
+    assert sheet.num_steps == exact.ledger.balance().num_steps == 6
+    assert sheet.accounts == (*NAMES, "decay")
+    assert sheet.residual < 1
+    assert not (tmp_path / "checkpoint-3" / STATE_FILE).exists()
+    for first, second in zip(kept.model.parameters(), exact.model.parameters(), strict=True):
+        assert torch.equal(first, second)
+    again = LedgerTrainer(
+        model=neox("float32"), args=arguments(tmp_path), train_dataset=Examples(), kinds=NAMES, grade="sketched"
+    )
+    with pytest.raises(ConfigurationError, match="cannot go on from a checkpoint"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    with pytest.raises(ConfigurationError, match="has no loss books"):
+        LedgerTrainer(model=neox("float32"), args=arguments(tmp_path), kinds=NAMES, grade="sketched", period_steps=2)
