@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from jaxtyping import Float32, Int
 
@@ -118,14 +119,18 @@ class CurveWorker:
         return unit_losses(self._run, self._set, load_model(checkpoint))
 
 
-@torch.no_grad()
 def unit_losses(run: Run, row_set: RowSet, loaded: LoadedModel) -> Float32[np.ndarray, " unit"]:
     """Each token-loss unit's loss under a model with the run's tokenizer."""
+    return losses_of(run, row_set.selection(), loaded)
+
+
+@torch.no_grad()
+def losses_of(run: Run, units: pa.Table, loaded: LoadedModel) -> Float32[np.ndarray, " unit"]:
+    """The same of any lines with document, first_token and last_token."""
     if loaded.tokenizer_fingerprint != run.manifest["config"]["tokenizer_fingerprint"]:
         raise RunMismatchError(
             f"{loaded.facts.name} has another tokenizer than the run: its losses cannot be compared."
         )
-    units = row_set.selection()
     columns: list[Any] = [np.asarray(units[c]) for c in ("document", "first_token", "last_token")]
     document, first, last = columns
     keys, window = np.unique(np.stack([document, first], axis=1), axis=0, return_inverse=True)
