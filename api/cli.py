@@ -7,12 +7,26 @@ purpose is one message and its own exit status.
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import QuantascopeError
-from .commands import accounting, asking, clustering, collecting, demonstrating, keeping, runs
+from .commands import (
+    accounting,
+    asking,
+    clustering,
+    collecting,
+    comparing,
+    demonstrating,
+    emerging,
+    exporting,
+    importing,
+    indexing,
+    keeping,
+    runs,
+)
 
 app = typer.Typer(
     name="quantascope",
@@ -43,7 +57,7 @@ def _options(
     del version
 
 
-for _name, _command in {
+_COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demonstrating.demo,
     "collect": collecting.collect,
     "cluster": clustering.cluster,
@@ -56,7 +70,13 @@ for _name, _command in {
     "repair": keeping.repair,
     "copy": keeping.copy,
     "ledger": accounting.ledger,
-}.items():
+    "emerge": emerging.emerge,
+    "compare": comparing.compare,
+    "export": exporting.export,
+    "import": importing.import_store,
+    "index": indexing.index,
+}
+for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
 
 

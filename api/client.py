@@ -6,111 +6,35 @@ Knows jobs and storage; everything heavy is imported when the first question nee
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError, RunNotFoundError
 from ..storage.run import Run
+from .answers import Ancestor as Ancestor
+from .answers import Meetings as Meetings
+from .answers import Quantum as Quantum
+from .answers import QuantumMeasures as QuantumMeasures
+from .answers import Trace as Trace
+from .answers import TreeNode as TreeNode
+from .answers import Unit as Unit
+from .answers import UnitCode as UnitCode
+from .answers import UsedQuantum as UsedQuantum
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from ..jobs.clustered import Quanta
+    from ..jobs.compare import StoredComparison
     from ..jobs.contexts import Contexts
-    from ..jobs.quanta import Quanta
+    from ..jobs.emerge import StoredEmergence
+    from ..jobs.ledger import StoredLedger
     from ..jobs.trace import ScoredUnits, Tracer
 
 _CONTEXT_TOKENS = 24
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unit:
-    """A unit with the words around it."""
-
-    unit: int
-    """Its number in the row set."""
-    quantum: int | None
-    """None for units that were not clustered (windows, zero or refused rows)."""
-    document: int
-    source: str
-    """File or data set that the document came from."""
-    user_id: str
-    first_token: int
-    last_token: int
-    """Both inclusive; for a token-loss unit the last one is the predicted token."""
-    text_start: int
-    text_end: int
-    """Characters of the predicted token (or of the window) in the document."""
-    context: str
-    """The text before the predicted token, cut to its last tokens."""
-    target: str
-    """The predicted token (for a window, its text)."""
-    loss: float
-    """Nats."""
-    labels: dict[str, str | None]
-    score: float | None = None
-    """Cosine with the quantum's centroid, or with the behaviour that was traced."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quantum:
-    """A quantum: what it predicts after what, how big it is, where it lives."""
-
-    id: int
-    """Its number: 0 is the most used."""
-    label: str
-    target: str
-    pattern: tuple[str | None, ...]
-    """Tokens before the target, oldest first; None where they vary."""
-    distinguishing: tuple[str, ...]
-    size: int
-    use: float
-    """Share of the clustered units."""
-    mean_loss: float
-    coherence: float
-    """Mean cosine over all pairs of its rows; NaN for a single one."""
-    num_documents: int
-    nearest: tuple[tuple[int, float], ...]
-    """Nearest quanta, and the cosines of the centroids."""
-    exemplars: tuple[int, ...]
-    """Units nearest to its centre."""
-    edge: tuple[int, ...]
-    counterexamples: tuple[int, ...]
-    """Nearest units that belong elsewhere."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UsedQuantum:
-    """A quantum's part in a behaviour, with its 95 % interval."""
-
-    quantum: int
-    label: str
-    weight: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trace:
-    """A behaviour, the quanta that it uses, and the training units behind it."""
-
-    prompt: str
-    completion: str
-    loss: float
-    """Mean loss of the completion's tokens, in nats."""
-    prompt_tokens: tuple[str, ...]
-    completion_tokens: tuple[str, ...]
-    contributions: tuple[float, ...]
-    """Share of each token of prompt and completion in the gradient; they add up to 1."""
-    quanta: tuple[UsedQuantum, ...]
-    units: tuple[Unit, ...]
-    """Supporting units, best first."""
-    opposing: tuple[Unit, ...]
-    windows: tuple[Unit, ...]
-    """Whole windows by the same score, where the run has window rows."""
-    lexical: tuple[Unit, ...]
-    """What a search by words gives instead."""
-    novelty: float
-    """Share of training units that are less strange than this behaviour, from 0 to 1."""
 
 
 class Client:
@@ -153,9 +77,17 @@ class Client:
             "versions": run.manifest["versions"],
         }
 
-    def quanta(self) -> list[Quantum]:
-        """All quanta, the most used first."""
-        return [self.quantum(i) for i in range(len(self._quanta.table))]
+    def quanta(self, *, grain: float | None = None) -> list[Quantum]:
+        """All quanta, the most used first; or the groups that the tree has at another grain, numbered anew by size.
+
+        `grain` is a number of groups (2 for the broadest two), or a fraction for the mean cosine of the cut. Raises
+        ConfigurationError for a grain that the tree does not have.
+        """
+        if grain is None:
+            return [self.quantum(i) for i in range(len(self._quanta.table))]
+        from ..jobs.grains import at_grain
+
+        return [_quantum(row) for row in at_grain(self._quanta, grain).to_pylist()]
 
     def quantum(self, id: int) -> Quantum:
         """One quantum; RunNotFoundError if there is none of that number."""
@@ -163,21 +95,74 @@ class Client:
         if not 0 <= id < len(table):
             raise RunNotFoundError(f"There is no quantum {id}; they are numbered 0 to {len(table) - 1}.")
         row = table.slice(id, 1).to_pylist()[0]
-        return Quantum(
-            id=id,
-            label=row["phrase"],
-            target=row["target"],
-            pattern=tuple(row["pattern"]),
-            distinguishing=tuple(row["top_tokens"]),
-            size=row["size"],
-            use=row["use"],
-            mean_loss=row["mean_loss"],
-            coherence=row["coherence"],
-            num_documents=row["num_documents"],
-            nearest=tuple(zip(row["neighbours"], row["neighbour_cosines"], strict=True)),
-            exemplars=tuple(row["exemplars"]),
-            edge=tuple(row["edge"]),
-            counterexamples=tuple(row["counterexamples"]),
+        return replace(_quantum(row), facts=self._measures(id, row))
+
+    def tree(self, *, fine: bool = False) -> list[TreeNode]:
+        """The tree from its root down to the quanta, or, with `fine`, down to single units (or micro-clusters).
+
+        RunNotFoundError for quanta that an older version stored.
+        """
+        from ..jobs.grains import tree_nodes
+
+        return [TreeNode(**row) for row in tree_nodes(self._quanta, fine=fine)]
+
+    def ancestors(
+        self,
+        *,
+        unit: int | None = None,
+        document: int | None = None,
+        group: tuple[str, str] | None = None,
+        quantum: int | None = None,
+    ) -> list[Ancestor]:
+        """The same skill at every grain, from the narrowest node that was asked for up to the whole.
+
+        Ask for one unit, a document, a group of units (a label and its value) or a quantum. For several units the way
+        leads down into the side that holds more of them, while that is more than half. Raises ConfigurationError unless
+        exactly one is given, RunNotFoundError for what is not there.
+        """
+        from ..jobs.grains import ancestors
+
+        steps, count = ancestors(self._quanta, unit=unit, document=document, group=group, quantum=quantum)
+        return [
+            Ancestor(
+                node=step.node,
+                label=step.label,
+                size=step.size,
+                cosine=step.cosine,
+                persistence=step.persistence,
+                quantum=step.quantum,
+                share=step.held / count,
+                expected=step.size / len(self._quanta.units),
+            )
+            for step in steps
+        ]
+
+    def interference(self) -> Meetings:
+        """Mean cosines between all quanta, with their null and their communities."""
+        found, facts = self._quanta.interference(), self._quanta.facts["communities"] or {}
+        return Meetings(
+            mean_cosine=found.cosines(self._quanta.centroids),
+            null_mean=found.mean,
+            null_spread=found.spread(),
+            community=tuple(self._quanta.table["community"].to_pylist()),
+            modularity=facts.get("modularity"),
+            modularity_null=facts.get("null_mean"),
+        )
+
+    def codes(self, unit: int) -> UnitCode:
+        """The quanta that a unit uses, with weights; RunNotFoundError if it was not clustered."""
+        if unit not in self._place:
+            raise RunNotFoundError(f"Unit {unit} was not clustered: `units()` lists those that were.")
+        row = self._quanta.units.slice(self._place[unit], 1).to_pylist()[0]
+        if "code_quanta" not in row:
+            raise RunNotFoundError(
+                f"Quanta {self.quanta_name!r} have no codes: `quantascope cluster` makes them again."
+            )
+        return UnitCode(
+            unit=unit,
+            quanta=tuple(zip(row["code_quanta"], row["code_weights"], strict=True)),
+            monogenic=_finite(row["monogenic"]),
+            explained=row["explained"],
         )
 
     def units(self, *, quantum: int | None = None) -> Iterator[Unit]:
@@ -259,6 +244,24 @@ class Client:
             ) from error
         return target
 
+    def ledger(self, name: str = "main") -> "StoredLedger":
+        """The books of the training that the run was given: balance, losses, time course, documents."""
+        from ..jobs.ledger import read_ledger
+
+        return read_ledger(self.run, name)
+
+    def emergence(self) -> "StoredEmergence":
+        """When each of these quanta formed, as `quantascope emerge` found it."""
+        from ..jobs.emerge import read_emergence
+
+        return read_emergence(self.run, self.quanta_name)
+
+    def comparison(self, name: str) -> "StoredComparison":
+        """What `quantascope compare` found and stored under that name."""
+        from ..jobs.compare import read_comparison
+
+        return read_comparison(self.run, name)
+
     def use_model(self, model: str) -> None:
         """Trace with this copy of the checkpoint (its fingerprint is compared), where the run's own path is gone."""
         from ..jobs.model import ModelSource
@@ -267,9 +270,34 @@ class Client:
         dtype = self._quanta.row_set.plan["model"]["dtype"]
         self.__dict__["_tracer"] = Tracer(self._quanta, ModelSource(model=model, dtype=dtype))
 
+    def _measures(self, id: int, row: dict[str, Any]) -> QuantumMeasures | None:
+        """None for quanta that an older version stored."""
+        if "own_share" not in row:
+            return None
+        blocks = [block["name"] for block in self._quanta.row_set.plan["blocks"]]
+        lists = (row[c] for c in ("interferes", "interferes_cosines", "interferes_null"))
+        partners = (row[c] for c in ("used_with", "used_with_shared", "used_with_expected"))
+        return QuantumMeasures(
+            dimension=_finite(row["dimension"]),
+            dimension_low=_finite(row["dimension_low"]),
+            dimension_high=_finite(row["dimension_high"]),
+            own_share=row["own_share"],
+            own_share_null=row["own_share_null"],
+            self_influence=row["self_influence"],
+            monogenic=row["monogenic"],
+            community=row["community"],
+            interferes=tuple(zip(*lists, strict=True)),
+            used_with=tuple(zip(*partners, strict=True)),
+            address=dict(zip(blocks, self._address[id].tolist(), strict=True)),
+        )
+
+    @cached_property
+    def _address(self) -> "np.ndarray":
+        return self._quanta.address()
+
     @cached_property
     def _quanta(self) -> "Quanta":
-        from ..jobs.quanta import Quanta
+        from ..jobs.clustered import Quanta
 
         names = self.run.derived_names("quanta")
         if self.quanta_name not in names:
@@ -331,6 +359,33 @@ class Client:
             labels={k.removeprefix("label_"): v for k, v in row.items() if k.startswith("label_")},
             score=score,
         )
+
+
+def _quantum(row: dict[str, Any]) -> Quantum:
+    """From a line of the quanta's table, or of the table at another grain."""
+    return Quantum(
+        id=row["quantum"],
+        label=row["phrase"],
+        target=row["target"],
+        pattern=tuple(row["pattern"]),
+        distinguishing=tuple(row["top_tokens"]),
+        size=row["size"],
+        use=row["use"],
+        mean_loss=row["mean_loss"],
+        coherence=row["coherence"],
+        num_documents=row["num_documents"],
+        nearest=tuple(zip(row["neighbours"], row["neighbour_cosines"], strict=True)),
+        exemplars=tuple(row["exemplars"]),
+        edge=tuple(row["edge"]),
+        counterexamples=tuple(row["counterexamples"]),
+        node=row.get("node"),
+        persistence=_finite(row.get("persistence")),
+        name=row.get("name"),
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and isfinite(value) else None
 
 
 def connect(path: str | os.PathLike[str], *, quanta: str = "main") -> Client:

@@ -52,11 +52,16 @@ def info_text(info: dict[str, Any]) -> str:
     for name, rows in info["row_sets"].items():
         lines.append(
             f"rows {name}: {rows['units']} units × {rows['dim']} ({rows['projection']}, {rows['blocks']} blocks, "
-            f"{rows['covered_share']:.0%} of the parameters), {rows['collected']}, model {rows['model']}"
+            f"{_covered(rows['covered_share'])} of the parameters), {rows['collected']}, model {rows['model']}"
             + ("" if rows["goes_on"] else f"; of schema {rows['schema_version']}: to be read, not to be collected on")
         )
     lines.append(f"quanta: {', '.join(info['quanta']) or 'none yet'}")
     return "\n".join(lines)
+
+
+def _covered(share: float | None) -> str:
+    """Of imported rows nobody says it."""
+    return "an unknown share" if share is None else f"{share:.0%}"
 
 
 def _schema_text(info: dict[str, Any]) -> str:

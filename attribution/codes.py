@@ -82,6 +82,31 @@ def unit_codes(
     return UnitCodes(quantum=quantum, weight=weight, explained=explained, monogenic=monogenic.astype(np.float32))
 
 
+def null_num_used(
+    rows: Float[np.ndarray, "unit dim"],
+    assignments: Int[np.ndarray, " unit"],
+    *,
+    max_quanta: int = 5,
+    max_units: int = 2_000,
+    seed: int = 0,
+) -> Int32[np.ndarray, " sampled"]:
+    """How many quanta are claimed for units that use one by construction: what `num_used` has to beat.
+
+    Of at most `max_units` units (at equal distances) the part along the own quantum's centroid stays, and each number
+    of what remains gets a random sign, so that it has the same size and fits no other quantum but by accident.
+    """
+    sums = group_sums(rows, assignments, int(assignments.max()) + 1)
+    centroids = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    picked = np.arange(min(len(rows), max_units)) * len(rows) // min(len(rows), max_units)
+    own = centroids[assignments[picked]]
+    along = np.einsum("ij,ij->i", rows[picked], own)[:, None] * own
+    signs = np.random.default_rng(seed).choice(np.array([-1, 1], dtype=np.float32), size=along.shape)
+    again = rows.astype(np.float32, copy=True)
+    again[picked] = along + (rows[picked] - along) * signs
+    again[picked] /= np.linalg.norm(again[picked], axis=1, keepdims=True)
+    return unit_codes(again, assignments, max_quanta=max_quanta).num_used[picked]
+
+
 def _code(
     products: np.ndarray, own: int, own_norm: float, gram: np.ndarray, floor: float
 ) -> tuple[np.ndarray, np.ndarray, float]:

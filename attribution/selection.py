@@ -42,6 +42,17 @@ def low_loss(
     return np.flatnonzero((losses < max_loss) & ~seen)
 
 
+def thin_part(first: int, last: int, *, count: int, limit: int | None) -> Int[np.ndarray, " kept"]:
+    """Of `count` candidates at most `limit`, evenly spaced: those among `first` to before `last`, counted from `first`.
+
+    Parts of the candidates can so be thinned one by one, to what `thin` keeps of all.
+    """
+    if limit is None or count <= limit:
+        return np.arange(last - first)
+    lowest, highest = (-(-place * limit // count) for place in (first, last))
+    return np.arange(lowest, highest) * count // limit - first
+
+
 def _even(count: int, limit: int) -> Int[np.ndarray, " kept"]:
     """At most `limit` of `count` indices, evenly spaced."""
-    return np.arange(count) if count <= limit else np.arange(limit) * count // limit
+    return thin_part(0, count, count=count, limit=limit)

@@ -84,7 +84,9 @@ def is_run(name: str, setting: tuple[int, int, int], turn: int) -> bool:
     return turn < SEEDS_OF_RIVALS
 
 
-def measure(setting: tuple[int, int, int], num_seeds: int, first_seed: int) -> dict[str, dict[str, list[float]]]:
+def measure(
+    setting: tuple[int, int, int], num_seeds: int, first_seed: int, *, rivals: bool = True
+) -> dict[str, dict[str, list[float]]]:
     """For each method: index, quanta of five rows and more over the true number of such, seconds; one per seed."""
     num_quanta, sigma, dim = setting
     found: dict[str, dict[str, list[float]]] = {}
@@ -93,7 +95,7 @@ def measure(setting: tuple[int, int, int], num_seeds: int, first_seed: int) -> d
         large = (np.bincount(truth) >= LEAST_SIZE).sum()
         timed = {"nearest centre": (nearest, 0.0)}
         for name, cluster in methods(num_quanta).items():
-            if not is_run(name, setting, turn):
+            if not is_run(name, setting, turn) or not (rivals or name in (LINKAGE, DEFAULT, ALONE)):
                 continue
             start = time.perf_counter()
             timed[name] = cluster(rows), time.perf_counter() - start
@@ -149,13 +151,14 @@ def main() -> None:
     parser = arguments("Clusterers on planted directions.")
     parser.add_argument("--seeds", type=int, help="seeds per setting; the default is 20, or 3 with --quick")
     parser.add_argument("--num-quanta", type=int, choices=(30, 300), help="only the settings of this N")
+    parser.add_argument("--no-rivals", action="store_true", help="only the default, scipy's linkage, nearest centres")
     options = parser.parse_args()
     num_seeds = options.seeds or (3 if options.quick else 20)
     wanted = [options.num_quanta] if options.num_quanta else [30] if options.quick else [30, 300]
     rows, bars = [], []
     with threadpool_limits(options.threads):
         for setting in [s for s in SETTINGS if s[0] in wanted]:
-            found = measure(setting, num_seeds, options.seed)
+            found = measure(setting, num_seeds, options.seed, rivals=not options.no_rivals)
             bars += bars_of(setting, found, options)
             for name, figures in found.items():
                 index = np.array(figures["index"])

@@ -1,37 +1,39 @@
-"""From a row set to quanta: precondition, cluster, describe, label, map; stored with the fingerprint of the rows.
+"""From a row set to quanta: choose blocks, precondition, cluster, describe; stored with the fingerprint of the rows.
 
 Joins attribution's arithmetic to the run. `quanta/<name>/` holds the clustering, `index/<name>/` a FAISS index of the
-preconditioned rows, `evidence/<name>/` what the quanta are worth beside their nulls and rivals.
+prepared rows, `evidence/<name>/` what the quanta are worth beside their nulls and rivals.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Int
 
+from ..attribution.block_choice import BlockChoice, choose_blocks
 from ..attribution.clustering import AverageLinkage, Clusterer, Clustering, Refined
-from ..attribution.evidence import next_token_evidence, role_evidence, role_information
 from ..attribution.faiss_backend import build_index, require_faiss
-from ..attribution.labels import label_quanta
 from ..attribution.layout import lay_out
-from ..attribution.quantum_facts import describe_quanta
 from ..attribution.rank_frequency import TailFit, fit_rank_frequency, fit_tail
+from ..attribution.stability import agreement, half_agreement, random_directions, with_seed
 from ..attribution.tracing import nearest_elsewhere
 from ..attribution.whitening import Whitener, WhiteningConfig
-from ..errors import ConfigurationError, RunMismatchError
-from ..storage.rowset import RowSet
+from ..errors import ConfigurationError
+from ..storage.rowset import RowSet, Status
 from ..storage.run import Run, require_name
-from .contexts import Contexts
+from .clustered import Preparation
+from .clustered import Quanta as Quanta
+from .clustered import require_comparable as require_comparable
 from .progress import Listener, Stage, ignore
+from .quantum_table import Namer, Prepared, names_of, quantum_columns, tree_columns
+from .rivals import Roles as Roles
+from .rivals import measure as measure
 
 _STEPS = 6
-_CONTEXT_TOKENS = 32
 _NOVELTY_SAMPLE = 4_000
 _NUM_NULLS = 2
+_NULL_ROWS = 2_000
 _LEAST_SIZE = 5
 """Quanta below this many units are left out of the rank–frequency fit."""
 
@@ -44,113 +46,62 @@ class QuantaConfig:
     """Under which the quanta are stored; quanta of that name are replaced."""
     rows: str | None = None
     """The row set; None takes the token rows."""
+    blocks: BlockChoice = field(default_factory=BlockChoice)
     whitening: WhiteningConfig = field(default_factory=WhiteningConfig)
     clusterer: Clusterer = field(default_factory=Refined)
+    num_halves: int = 2
+    """Halves of the documents that are clustered again to see whether quanta are stable; 0 leaves stability out."""
+    max_stability_rows: int = 20_000
+    """More rows are not clustered again."""
 
 
-class Quanta:
-    """Stored quanta, opened for reading; RunMismatchError if the rows that they came from changed since."""
-
-    def __init__(self, run: Run, name: str = "main") -> None:
-        self.run, self.name = run, name
-        self._derived = run.derived("quanta", name)
-        self.row_set: RowSet = run.row_set(self._derived.facts()["rows"])
-        self.facts = self._derived.facts(source=self.row_set.fingerprint())
-
-    @cached_property
-    def units(self) -> pa.Table:
-        """One line per clustered unit: unit, quantum, cosine, x, y, nearest_elsewhere; then the row set's columns."""
-        table = self._derived.table("units")
-        described = self.row_set.units().take(table["unit"])
-        for name in described.column_names:
-            if name not in table.column_names:
-                table = table.append_column(name, described[name])
-        return table
-
-    @cached_property
-    def table(self) -> pa.Table:
-        """One line per quantum, largest first."""
-        return self._derived.table("quanta")
-
-    @cached_property
-    def centroids(self) -> Float32[np.ndarray, "quantum dim"]:
-        """Unit mean directions of the preconditioned rows."""
-        return self._derived.array("centroids")
-
-    @cached_property
-    def merges(self) -> np.ndarray:
-        """The tree above the quanta in scipy's convention, with mean cosines as heights."""
-        return self._derived.array("merges")
-
-    @cached_property
-    def whitener(self) -> Whitener:
-        """What the rows were preconditioned with."""
-        names = self.facts["whitener_arrays"]
-        return Whitener.from_arrays({n: self._derived.array(f"whitener_{n}") for n in names})
-
-    @cached_property
-    def rows(self) -> Float32[np.ndarray, "unit dim"]:
-        """The preconditioned unit rows, computed again from the stored ones."""
-        return self.whitener.apply(self.row_set.unit_rows()[1])
-
-    def address(self) -> Float32[np.ndarray, "quantum block"]:
-        """Share of squared norm per block."""
-        return self._derived.array("address")
-
-    def evidence(self) -> dict[str, Any] | None:
-        """What `measure` stored; None if it was not run."""
-        derived = self.run.derived("evidence", self.name)
-        return derived.facts(source=self.fingerprint()) if derived.exists else None
-
-    def fingerprint(self) -> str:
-        """Of the clustering itself."""
-        return self._derived.fingerprint()
-
-
-def make_quanta(run: Run, config: QuantaConfig, *, listener: Listener = ignore) -> Quanta:
+def make_quanta(run: Run, config: QuantaConfig, *, namer: Namer | None = None, listener: Listener = ignore) -> Quanta:
     """Cluster a row set and store its quanta; same rows and configuration, same quanta.
 
-    Raises MissingDependencyError before any work if FAISS is missing or doubled.
+    Raises MissingDependencyError before any work if FAISS is missing or doubled, and ConfigurationError for rows that
+    cannot be clustered: none, all equal, or of one document where documents are to choose the number of quanta.
     """
     require_faiss()
     require_name(config.name)
     row_set = run.row_set(config.rows)
     source = row_set.fingerprint()
     stage = Stage(listener, "cluster", total=_STEPS, unit="steps")
-    kept, rows = row_set.unit_rows()
-    units = row_set.units().take(pa.array(kept))
-    document = np.asarray(units["document"])
-    whitener = Whitener.fit(rows, config.whitening)
-    rows = whitener.apply(rows)
+    preparation, found = _prepare(run, row_set, config)
     stage.advance(1)
-    clustering = config.clusterer.cluster(rows, document)
+    clustering = config.clusterer.cluster(found.rows, found.document)
     stage.advance(1)
-    described, address = _describe(run, row_set, units, kept, rows, clustering)
+    seed = config.clusterer.seed
+    tree = tree_columns(found, clustering, seed=seed)
     stage.advance(1)
-    places = lay_out(rows, clustering.assignments, clustering.centroids)
-    sample = np.arange(min(len(rows), _NOVELTY_SAMPLE)) * len(rows) // min(len(rows), _NOVELTY_SAMPLE)
-    nearest = np.full(len(rows), np.nan, np.float32)
-    nearest[sample] = nearest_elsewhere(rows, document, queries=sample)
+    columns, unit_columns, together, address = quantum_columns(
+        found, clustering, tree, preparation, damping=config.whitening.damping, seed=seed
+    )
+    columns["name"] = pa.array(names_of(namer, found, columns) if namer else [None] * len(address), pa.string())
     stage.advance(1)
-    frequency = _rank_frequency(rows, clustering, config)
+    places = lay_out(found.rows, clustering.assignments, clustering.centroids)
+    facts = {
+        "rows": row_set.name,
+        "num_quanta": clustering.num_quanta,
+        "num_units": len(found.rows),
+        "clusterer": type(config.clusterer).__name__,
+        "config": asdict(config),
+        "blocks": None if preparation.blocks is None else list(preparation.blocks.names),
+        "whitener_arrays": sorted(preparation.whitener.to_arrays()),
+        "names": namer.facts if namer else None,
+        "rank_frequency": _rank_frequency(found.rows, clustering, config),
+        "stability": _stability(run, row_set, found, clustering, config),
+        **together,
+    }
     stage.advance(1)
-    arrays = {f"whitener_{n}": a for n, a in whitener.to_arrays().items()}
     run.derived("index", config.name).write(
         {"rows": row_set.name, "kind": "flat inner product, float16"},
         source=source,
-        files={"rows.faiss": build_index(rows)},
+        files={"rows.faiss": build_index(found.rows)},
     )
     run.derived("quanta", config.name).write(
-        {
-            "rows": row_set.name,
-            "num_quanta": clustering.num_quanta,
-            "num_units": len(rows),
-            "config": asdict(config),
-            "whitener_arrays": sorted(whitener.to_arrays()),
-            "rank_frequency": frequency,
-        },
+        facts,
         source=source,
-        arrays=arrays
+        arrays=preparation.to_arrays()
         | {
             "centroids": clustering.centroids,
             "merges": clustering.quanta_tree.merges,
@@ -158,15 +109,17 @@ def make_quanta(run: Run, config: QuantaConfig, *, listener: Listener = ignore) 
             "layout": places.quanta,
         },
         tables={
-            "quanta": described,
+            "quanta": pa.table(columns),
+            "tree": tree,
             "units": pa.table(
                 {
-                    "unit": pa.array(kept, pa.int64()),
+                    "unit": pa.array(found.kept, pa.int64()),
                     "quantum": pa.array(clustering.assignments, pa.int32()),
                     "cosine": pa.array(clustering.similarity, pa.float32()),
                     "x": pa.array(places.units[:, 0]),
                     "y": pa.array(places.units[:, 1]),
-                    "nearest_elsewhere": pa.array(nearest),
+                    "nearest_elsewhere": pa.array(_nearest(found)),
+                    **unit_columns,
                 }
             ),
         },
@@ -175,92 +128,131 @@ def make_quanta(run: Run, config: QuantaConfig, *, listener: Listener = ignore) 
     return Quanta(run, config.name)
 
 
-Roles = Callable[[Run, pa.Table], Int[np.ndarray, " unit"]]
-"""True labels that equal tokens may differ in (a syntactic role, say), as codes; −1 where there is none."""
-
-
-def measure(quanta: Quanta, *, roles: Roles | None = None, num_shuffles: int = 200) -> dict[str, Any]:
-    """Evidence for the quanta beside clusters by target token and by previous token; stored, and returned."""
-    contexts = Contexts(quanta.run)
-    document = np.asarray(quanta.units["document"])
-    target, previous = contexts.token_ids(quanta.units), contexts.token_ids(quanta.units, offset=1)
-    rivals = {"quanta": np.asarray(quanta.units["quantum"]), "target token": target, "previous token": previous}
-    role = roles(quanta.run, quanta.units) if roles else None
-    rows = []
-    for name, clusters in rivals.items():
-        row: dict[str, Any] = {"name": name}
-        if name != "target token":
-            found = next_token_evidence(clusters, target, document, num_shuffles=num_shuffles)
-            row["next_token"] = asdict(found)
-        if role is not None:
-            row |= _role_evidence(clusters, target, role, document, num_shuffles=num_shuffles)
-        rows.append(row)
-    facts = {"num_shuffles": num_shuffles, "rows": rows}
-    quanta.run.derived("evidence", quanta.name).write(facts, source=quanta.fingerprint())
-    return facts
-
-
-def _role_evidence(
-    clusters: np.ndarray, target: np.ndarray, role: np.ndarray, document: np.ndarray, *, num_shuffles: int
-) -> dict[str, Any]:
-    """Both figures on roles; nothing where no target token has two roles and enough units to tell them apart."""
-    has = role >= 0
-    try:
-        found = role_evidence(clusters[has], target[has], role[has], document[has], num_shuffles=num_shuffles)
-    except ConfigurationError:
-        return {}
-    return {"role": asdict(found), "role_information": role_information(clusters[has], target[has], role[has])}
-
-
-def require_comparable(quanta: Quanta, other: RowSet) -> None:
-    """RunMismatchError unless another row set has the same checkpoint, projection and preconditioner."""
-    for key in ("projection", "blocks", "dim", "preconditioner", "files"):
-        if quanta.row_set.plan[key] != other.plan[key]:
-            raise RunMismatchError(
-                f"Row sets {quanta.row_set.name!r} and {other.name!r} differ in {key}: their rows cannot be compared."
-            )
-    if quanta.row_set.plan["model"]["fingerprint"] != other.plan["model"]["fingerprint"]:
-        raise RunMismatchError(f"Row sets {quanta.row_set.name!r} and {other.name!r} are of different checkpoints.")
-
-
-def _describe(
-    run: Run,
-    row_set: RowSet,
-    units: pa.Table,
-    kept: Int[np.ndarray, " row"],
-    rows: Float32[np.ndarray, "row dim"],
-    clustering: Clustering,
-) -> tuple[pa.Table, np.ndarray]:
-    """One line per quantum, and the quanta's addresses. Exemplars are unit numbers of the row set."""
-    contexts = Contexts(run)
-    labels = label_quanta(contexts.before(units, _CONTEXT_TOKENS), contexts.targets(units), clustering.assignments)
-    facts = describe_quanta(
-        rows,
-        clustering.assignments,
-        clustering.centroids,
-        losses=np.asarray(units["loss"]),
-        documents=np.asarray(units["document"]),
-        block_norms=row_set.block_norms()[kept],
+def _prepare(run: Run, row_set: RowSet, config: QuantaConfig) -> tuple[Preparation, Prepared]:
+    """The rows that can be clustered, and what was done to them."""
+    kept, rows = row_set.unit_rows()
+    if not len(rows):
+        status = np.asarray(row_set.units()["status"])
+        raise ConfigurationError(
+            f"No row of {row_set.name!r} can be clustered: of {len(status)} units {(status == Status.ZERO).sum()} have "
+            f"a gradient of zero and {(status == Status.REFUSED).sum()} one that is not finite. Collect other units."
+        )
+    units, norms = row_set.units(), row_set.block_norms()
+    blocks = None
+    if not config.blocks.is_plain:
+        squares = np.square(norms[kept].astype(np.float64))
+        shares = (squares / np.maximum(squares.sum(axis=1, keepdims=True), 1e-300)).mean(axis=0)
+        blocks = choose_blocks(config.blocks, row_set.plan["blocks"], shares)
+        rows = blocks.apply(rows)
+    lengths = np.linalg.norm(rows, axis=1)
+    usable = lengths > 1e-6
+    if not usable.all():  # the gradient lies in blocks that were left out
+        kept, rows, lengths = kept[usable], rows[usable], lengths[usable]
+    if not len(rows):
+        raise ConfigurationError(f"Every row is zero in the blocks {', '.join(config.blocks.blocks)}: choose others.")
+    rows /= lengths[:, None]
+    units = units.take(pa.array(kept))
+    _require_different(rows, np.asarray(units["document"]), config)
+    whitener = Whitener.fit(rows, config.whitening)
+    preparation = Preparation(whitener=whitener, blocks=blocks)
+    found = Prepared(
+        run=run,
+        units=units,
+        kept=kept,
+        raw=rows,
+        norms=np.asarray(units["norm"], np.float32) * lengths.astype(np.float32),
+        rows=whitener.apply(rows),
+        block_norms=norms[kept],
     )
-    columns: Mapping[str, Any] = {
-        "quantum": [f.quantum for f in facts],
-        "phrase": [label.phrase for label in labels],
-        "target": [label.target for label in labels],
-        "target_share": [label.target_share for label in labels],
-        "pattern": [list(label.pattern) for label in labels],
-        "top_tokens": [list(label.top_tokens) for label in labels],
-        "size": [f.size for f in facts],
-        "use": [f.use for f in facts],
-        "mean_loss": [f.mean_loss for f in facts],
-        "coherence": [f.coherence for f in facts],
-        "num_documents": [f.num_documents for f in facts],
-        "exemplars": [kept[f.exemplars].tolist() for f in facts],
-        "edge": [kept[f.edge].tolist() for f in facts],
-        "counterexamples": [kept[f.counterexamples].tolist() for f in facts],
-        "neighbours": [f.neighbours.tolist() for f in facts],
-        "neighbour_cosines": [f.neighbour_cosines.tolist() for f in facts],
+    return preparation, found
+
+
+def _require_different(rows: np.ndarray, document: np.ndarray, config: QuantaConfig) -> None:
+    """ConfigurationError where there is nothing to tell apart, or nothing to hold out."""
+    if len(rows) < 2 or np.abs(rows - rows[0]).max() < 1e-6:
+        what = "There is one row" if len(rows) < 2 else f"All {len(rows)} rows are equal"
+        raise ConfigurationError(f"{what}: there is nothing to tell apart. Collect other units.")
+    inner = getattr(config.clusterer, "inner", config.clusterer)
+    chooses = isinstance(inner, AverageLinkage) and inner.num_quanta is None and inner.min_cosine is None
+    if chooses and len(np.unique(document)) < 2:
+        raise ConfigurationError(
+            f"All {len(rows)} rows lie in one document, so none can be held out to choose how many quanta there are: "
+            "give --num-quanta or --min-cosine, or collect more documents."
+        )
+
+
+def _nearest(found: Prepared) -> np.ndarray:
+    """Greatest cosine with units of other documents, for up to 4,000 units at equal distances; NaN for the others."""
+    rows = found.rows
+    sample = np.arange(min(len(rows), _NOVELTY_SAMPLE)) * len(rows) // min(len(rows), _NOVELTY_SAMPLE)
+    nearest = np.full(len(rows), np.nan, np.float32)
+    nearest[sample] = nearest_elsewhere(rows, found.document, queries=sample)
+    return nearest
+
+
+def _stability(
+    run: Run, row_set: RowSet, found: Prepared, clustering: Clustering, config: QuantaConfig
+) -> dict[str, Any] | None:
+    """Adjusted Rand indices between clusterings that should agree, beside those of random directions."""
+    rows, labels = found.rows, clustering.assignments
+    if config.num_halves < 1 or len(rows) > config.max_stability_rows or len(np.unique(found.document)) < 4:
+        return None
+    clusterer, seed = config.clusterer, config.clusterer.seed
+    try:
+        halves = half_agreement(clusterer, rows, found.document, labels, num_halves=config.num_halves, seed=seed)
+        again = with_seed(clusterer, seed + 1).cluster(rows, found.document).assignments
+        null = _null_halves(found, clustering.num_quanta, seed=seed)
+    except ConfigurationError:  # as many quanta as were asked for cannot be made of half of the rows
+        return None
+    return {
+        "halves": halves,
+        "null_halves": null,
+        "other_seed": agreement(labels, again),
+        "projections": {
+            other.name: _agreement_across(other, found.kept, labels, config)
+            for other in _other_projections(run, row_set)
+        },
     }
-    return pa.table(columns), np.stack([f.address for f in facts]).astype(np.float32)
+
+
+def _null_halves(found: Prepared, num_quanta: int, *, seed: int) -> list[float]:
+    """The same for random directions, of at most 2,000 units: their linkage cut to as many quanta.
+
+    Neither chosen nor refined: then they would be one quantum, and one always agrees with one.
+    """
+    picked = np.arange(min(len(found.rows), _NULL_ROWS)) * len(found.rows) // min(len(found.rows), _NULL_ROWS)
+    noise = random_directions(len(picked), found.rows.shape[1], seed=seed)
+    number = max(min(num_quanta, len(picked) // 3), 1)
+    clusterer = AverageLinkage(num_quanta=number, seed=seed)
+    labels = clusterer.cluster(noise).assignments
+    return half_agreement(clusterer, noise, found.document[picked], labels, num_halves=1, seed=seed)
+
+
+def _other_projections(run: Run, row_set: RowSet) -> Sequence[RowSet]:
+    """Complete row sets of the same selection and checkpoint, under another projection."""
+    plan = row_set.plan
+    found = []
+    for name in run.row_sets():
+        other = run.row_set(name)
+        if name == row_set.name or other.missing_blocks():
+            continue
+        same = all(other.plan[key] == plan[key] for key in ("unit_type", "selection_sha256", "preconditioner"))
+        weights = other.plan["model"]["fingerprint"] == plan["model"]["fingerprint"]
+        if same and weights and other.plan["projection"] != plan["projection"]:
+            found.append(other)
+    return found
+
+
+def _agreement_across(other: RowSet, clustered: np.ndarray, labels: np.ndarray, config: QuantaConfig) -> float:
+    """Agreement with the clustering of another projection's rows, on the units that both have."""
+    kept, rows = other.unit_rows()
+    common, here, there = np.intersect1d(clustered, kept, return_indices=True)
+    if not config.blocks.is_plain:
+        rows = choose_blocks(config.blocks, other.plan["blocks"], None).apply(rows)
+    document = np.asarray(other.units().take(pa.array(common))["document"])
+    rows = rows[there]
+    prepared = Whitener.fit(rows, config.whitening).apply(rows)
+    return agreement(labels[here], config.clusterer.cluster(prepared, document).assignments)
 
 
 def _rank_frequency(rows: np.ndarray, clustering: Clustering, config: QuantaConfig) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from ..storage.rowset import RowSet
 from .config import RowConfig
 from .contexts import Contexts
 from .data import Document
+from .importing import require_own_rows
 from .model import LoadedModel, ModelSource, load_model
 from .plan import make_engine
 from .precondition import stored_factors
@@ -117,6 +118,7 @@ class Tracer:
 
     @cached_property
     def _loaded(self) -> LoadedModel:
+        require_own_rows(self.quanta.row_set)
         plan = self.quanta.row_set.plan
         source = self._source or ModelSource(
             model=plan["model"]["name"], revision=plan["model"]["revision"], dtype=plan["model"]["dtype"]
@@ -158,8 +160,17 @@ class Tracer:
             )
         loss = float(made.losses)
         contributions = (shares @ raw / (raw @ raw)).cpu().numpy()
-        row = self.quanta.whitener.apply(raw.float().cpu().numpy()[None])[0]
+        row = self._prepared(raw.float().cpu().numpy())
         return row, loss, contributions
+
+    def _prepared(self, raw: Float32[np.ndarray, " raw"]) -> Float32[np.ndarray, " dim"]:
+        """The row as the quanta's rows were prepared: its blocks chosen, whitened, of unit norm."""
+        chosen = self.quanta.preparation.chosen(raw[None])
+        if not chosen.any():
+            raise ConfigurationError(
+                "The gradient of this completion is zero in the blocks that were clustered: nothing to trace."
+            )
+        return self.quanta.preparation.whitener.apply(chosen)[0]
 
     def _units(self, row: Float32[np.ndarray, " dim"]) -> Float32[np.ndarray, " unit"]:
         """Cosine with every clustered unit, from the run's FAISS index."""
@@ -181,7 +192,7 @@ class Tracer:
         other: RowSet = run.row_set(_WINDOWS)
         require_comparable(self.quanta, other)
         kept, rows = other.unit_rows()
-        return kept, self.quanta.whitener.apply(rows)
+        return kept, self.quanta.preparation.apply(rows)
 
     def _windows(self, row: np.ndarray, k: int) -> ScoredUnits:
         if self._window_rows is None:

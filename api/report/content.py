@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...jobs.clustered import Quanta
 from ...jobs.contexts import Contexts
 from ...jobs.curves import load_curves
-from ...jobs.quanta import Quanta
+from ..quanta_text import names_sentence, together_sentences
 from .payload import (
     Address,
     Band,
@@ -25,8 +26,10 @@ from .payload import (
     Figure,
     Fit,
     Header,
+    Interfering,
     Measure,
     Measured,
+    Partner,
     Payload,
     RankFrequency,
     RunFacts,
@@ -73,6 +76,7 @@ class _Content:
             quanta=self._quantum_columns(),
             checkpoint_steps=self._curves[0] if self._curves else None,
             evidence=self._evidence(),
+            together=self._together(),
             tree=self._tree(),
             rank_frequency=self._rank_frequency(),
             traces=tuple(self._trace(name, trace) for name, trace in self.traces),
@@ -142,7 +146,17 @@ class _Content:
             cosine=np.asarray(self.units["cosine"]),
             x=np.asarray(self.units["x"]),
             y=np.asarray(self.units["y"]),
+            **self._codes(),
         )
+
+    def _codes(self) -> dict[str, Any]:
+        """The second quantum that a unit uses, and how far one says it all; nothing for quanta of older versions."""
+        if "code_quanta" not in self.units.column_names:
+            return {}
+        own = self.units["quantum"].to_pylist()
+        codes = self.units["code_quanta"].to_pylist()
+        also = [next((q for q in used if q != mine), -1) for used, mine in zip(codes, own, strict=True)]
+        return {"also": np.array(also), "monogenic": np.asarray(self.units["monogenic"])}
 
     def _quantum_columns(self) -> QuantaColumns:
         table = self.quanta.table.to_pydict()
@@ -166,7 +180,37 @@ class _Content:
             top_documents=self._top_documents(),
             loss_curve=self._curves[1] if self._curves else None,
             address=self._address(),
+            **self._measures(table),
         )
+
+    def _measures(self, table: dict[str, list[Any]]) -> dict[str, Any]:
+        """What is measured of each quantum beside its units; nothing for quanta of older versions."""
+        if "own_share" not in table:
+            return {}
+        interferes = zip(*(table[c] for c in ("interferes", "interferes_cosines", "interferes_null")), strict=True)
+        partners = zip(*(table[c] for c in ("used_with", "used_with_shared", "used_with_expected")), strict=True)
+        named = any(name is not None for name in table["name"])
+        return {
+            "name": tuple(table["name"]) if named else None,
+            "persistence": _column(table["persistence"]),
+            "memorised": _column(table["own_share"]),
+            "memorised_null": _column(table["own_share_null"]),
+            "self_influence": _column(table["self_influence"]),
+            "monogenic": _column(table["monogenic"]),
+            "effective_dimension": _column(table["dimension"]),
+            "dimension_low": _column(table["dimension_low"]),
+            "dimension_high": _column(table["dimension_high"]),
+            "dimension_null": self.quanta.facts["dimension_null"],
+            "community": np.array(table["community"]),
+            "interferes": tuple(
+                tuple(Interfering(quantum=q, cosine=c, null_low=n) for q, c, n in zip(*parts, strict=True))
+                for parts in interferes
+            ),
+            "used_with": tuple(
+                tuple(Partner(quantum=q, num_documents=d, expected=e) for q, d, e in zip(*parts, strict=True))
+                for parts in partners
+            ),
+        }
 
     def _places(self, units: list[int]) -> tuple[int, ...]:
         return tuple(self.place[u] for u in units if u in self.place)
@@ -208,9 +252,19 @@ class _Content:
 
     # What they are worth
 
+    def _together(self) -> tuple[str, ...]:
+        facts = self.quanta.facts
+        if "interference" not in facts:
+            return ()
+        return (*together_sentences(facts), *([names_sentence(facts["names"])] if facts["names"] else []))
+
     def _tree(self) -> Tree:
         merges = self.quanta.merges
+        persistence = None
+        if "interference" in self.quanta.facts:  # the merges above the quanta are the last ones of the whole tree
+            persistence = np.asarray(self.quanta.tree_table["persistence"])[-len(merges) or len(self.quanta.leaves) :]
         return Tree(
+            persistence=persistence,
             left=merges[:, 0].astype(np.int64),
             right=merges[:, 1].astype(np.int64),
             cosine=merges[:, 2],
@@ -320,7 +374,8 @@ class _Content:
 
     def _header(self, title: str, model: str, step: int | None) -> Header:
         plan, facts = self.quanta.row_set.plan, self.quanta.facts
-        parameters = plan["model"]["num_parameters"]
+        parameters = plan["model"]["num_parameters"] or 0  # of imported rows nobody says it
+        size = f", {_short(parameters)} parameters" if parameters else ""
         share = sum(self.quanta.table["use"].to_pylist()[:10])
         kind = "low-loss tokens" if plan["unit_type"] == "token-loss" else "windows"
         at = f", step {step:,}" if step is not None else ""
@@ -330,7 +385,7 @@ class _Content:
             num_parameters=parameters,
             step=step,
             sentence=(
-                f"{model}, {_short(parameters)} parameters{at}: {facts['num_quanta']:,} skills in "
+                f"{model}{size}{at}: {facts['num_quanta']:,} skills in "
                 f"{facts['num_units']:,} {kind}; the ten most used cover {share:.0%}."
             ),
             figures=tuple(self._figures()),
@@ -411,7 +466,7 @@ class _Content:
             other={
                 "units": plan["unit_type"],
                 "whitening": self.quanta.facts["config"]["whitening"]["strength"],
-                "parameters with rows": f"{plan['coverage']['covered_share']:.0%}",
+                "parameters with rows": _share(plan["coverage"]["covered_share"]),
             },
         )
 
@@ -438,6 +493,15 @@ def _padded(rows: list[list[Any]], width: int, fill: float) -> np.ndarray:
 
 def _floats(values: list[float | None]) -> np.ndarray:
     return np.array([np.nan if v is None else v for v in values], np.float64)
+
+
+def _share(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.0%}"
+
+
+def _column(values: list[float | None]) -> np.ndarray:
+    """Infinities stay; what is not known is NaN."""
+    return np.array([np.nan if v is None else v for v in values], np.float32)
 
 
 def _short(count: int) -> str:

@@ -122,10 +122,15 @@ class Units(_Part):
     x: Floats
     y: Floats
     """Place on the map, any scale; NaN leaves the unit off the map."""
+    also: Indices | None = None
+    """A second quantum that the unit uses; -1 for none."""
+    monogenic: Floats | None = None
+    """Greatest squared weight of a quantum in the unit over the sum of them: 1 where one quantum says it all."""
 
     @model_validator(mode="after")
     def _equal_lengths(self) -> Self:
-        same_length(self, "window", "target", "quantum", "loss", "cosine", "x", "y")
+        optional = [name for name in ("also", "monogenic") if getattr(self, name) is not None]
+        same_length(self, "window", "target", "quantum", "loss", "cosine", "x", "y", *optional)
         return self
 
 
@@ -143,6 +148,26 @@ class DocumentUse(_Part):
 
     document: int = Field(ge=0)
     num_units: int = Field(ge=0)
+
+
+class Interfering(_Part):
+    """A quantum that is unlearned when another is learned."""
+
+    quantum: int = Field(ge=0)
+    cosine: float
+    """Mean cosine between the rows of the two."""
+    null_low: float
+    """The least that units dealt out at random give (3 standard deviations)."""
+
+
+class Partner(_Part):
+    """A quantum that turns up in the same documents as another."""
+
+    quantum: int = Field(ge=0)
+    num_documents: int = Field(ge=0)
+    """Documents that hold units of both."""
+    expected: float
+    """The same by chance."""
 
 
 class Address(_Part):
@@ -182,9 +207,28 @@ class Quanta(_Part):
     loss_curve: FloatTable | None = None
     """[quantum, checkpoint]: mean loss of its units at each checkpoint, in nats."""
     address: Address | None = None
+    name: tuple[str | None, ...] | None = None
+    """Names that a language model gave; None where none did."""
+    persistence: Floats | None = None
+    """Share of resamples in which the quantum's branch comes back."""
     memorised: Floats | None = None
-    """From 0 (general) to 1 (memorised)."""
+    """From 0 (supported by other documents) to 1 (by each unit's own alone)."""
+    memorised_null: Floats | None = None
+    """What the same has if units of one document are no more alike than others."""
+    self_influence: Floats | None = None
+    """Of the median unit, over that of all units."""
+    monogenic: Floats | None = None
+    """Mean over the units of the greatest squared weight's share."""
     effective_dimension: Floats | None = None
+    dimension_low: Floats | None = None
+    dimension_high: Floats | None = None
+    """95 % interval; infinite where nothing bounds it."""
+    dimension_null: float | None = None
+    """That of rows drawn from all units."""
+    community: Indices | None = None
+    """Group of quanta that interact among themselves."""
+    interferes: tuple[tuple[Interfering, ...], ...] = ()
+    used_with: tuple[tuple[Partner, ...], ...] = ()
     emergence_step: Floats | None = None
     """Fitted step at which half of the loss drop is done."""
 
@@ -192,8 +236,12 @@ class Quanta(_Part):
     def _equal_lengths(self) -> Self:
         columns = ["target", "pattern", "distinguishing", "phrase", "size", "use", "coherence", "mean_loss"]
         columns += ["num_documents", "exemplars", "nearest", "nearest_cosine"]
-        optional = ["loss_curve", "memorised", "effective_dimension", "emergence_step"]
+        optional = ["loss_curve", "memorised", "effective_dimension", "emergence_step", "name", "persistence"]
+        optional += ["memorised_null", "self_influence", "monogenic", "dimension_low", "dimension_high", "community"]
         same_length(self, *columns, *(name for name in optional if getattr(self, name) is not None))
+        for name in ("interferes", "used_with"):
+            if getattr(self, name) and len(getattr(self, name)) != len(self.target):
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries, target {len(self.target)}")
         if self.top_documents and len(self.top_documents) != len(self.target):
             raise ValueError(f"top_documents has {len(self.top_documents)} entries, target {len(self.target)}")
         if self.nearest.shape != self.nearest_cosine.shape:
@@ -214,10 +262,12 @@ class Tree(_Part):
     """Mean cosine between the two sides: the height of the merge."""
     size: Indices
     """Units below the merge."""
+    persistence: Floats | None = None
+    """Share of resamples in which the branch comes back; NaN where it was never asked for."""
 
     @model_validator(mode="after")
     def _equal_lengths(self) -> Self:
-        same_length(self, "left", "right", "cosine", "size")
+        same_length(self, "left", "right", "cosine", "size", *(["persistence"] if self.persistence is not None else []))
         return self
 
 
@@ -343,6 +393,8 @@ class Payload(_Part):
     checkpoint_steps: Indices | None = None
     """The training steps that `Quanta.loss_curve` was measured at."""
     evidence: Evidence | None = None
+    together: tuple[str, ...] = ()
+    """What holds for all quanta together, one sentence each, with its null."""
     tree: Tree | None = None
     rank_frequency: RankFrequency | None = None
     traces: tuple[Trace, ...] = ()
@@ -358,6 +410,10 @@ class Payload(_Part):
         within("quanta.nearest", self.quanta.nearest, num_quanta, absent=True)
         for exemplars in self.quanta.exemplars:
             within("exemplars", exemplars.centre + exemplars.edge + exemplars.counter, num_units)
+        if self.units.also is not None:
+            within("units.also", self.units.also, num_quanta, absent=True)
+        within("interferes", [met.quantum for met in sum(self.quanta.interferes, ())], num_quanta)
+        within("used_with", [met.quantum for met in sum(self.quanta.used_with, ())], num_quanta)
         for uses in self.quanta.top_documents:
             within("top_documents", [use.document for use in uses], num_documents)
         within("contributions.unit", [entry.unit for entry in self.contributions], num_units)

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from .heights import by_centre_cosine as by_centre_cosine
     from .heights import centre_cosines as centre_cosines
     from .linkage import average_linkage as average_linkage
+    from .local_graph import LocalNeighbours as LocalNeighbours
+    from .local_graph import local_neighbours as local_neighbours
+    from .methods import METHODS as METHODS
+    from .methods import MethodConfig as MethodConfig
     from .mixture import Refined as Refined
     from .mixture import refine as refine
     from .nested import nested_clustering as nested_clustering
@@ -36,6 +40,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "graph": ["Leiden", "neighbour_graph"],
         "heights": ["by_centre_cosine", "centre_cosines"],
         "linkage": ["average_linkage"],
+        "local_graph": ["LocalNeighbours", "local_neighbours"],
+        "methods": ["METHODS", "MethodConfig"],
         "mixture": ["Refined", "refine"],
         "nested": ["nested_clustering"],
         "persistence": ["branch_persistence"],

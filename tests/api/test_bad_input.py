@@ -229,7 +229,7 @@ def test_a_query_that_cannot_be_answered(refused, clustered_run, reference_run, 
     for command in ("info", "report", "cluster"):
         assert "`quantascope ls" in refused(RunNotFoundError, command, tmp_path)
     assert "no HTTP service yet" in refused(ConfigurationError, "info", "https://example.org:8080")
-    assert "folders for now" in refused(ConfigurationError, "cluster", "s3://bucket/run")
+    assert "workers could not see it" in refused(ConfigurationError, "cluster", "memory://run")
     assert "not a folder" in refused(RunNotFoundError, "ls", tmp_path / "nothing")
 
 

@@ -19,20 +19,34 @@ COMMANDS = {
         "--dataset-revision --text-field --prompt-field --completion-field --messages-field --id-field --label "
         "--bad-rows --max-documents --no-text --window-tokens --loss-reduction --group-by "
         "--max-loss --max-units --max-per-window --scan-tokens "
-        "--projection --dim --seed --precondition --shares --blocks --require-coverage --rows-per-block --batch-tokens "
+        "--projection --dim --seed --precondition --checkpoint-activations "
+        "--shares --blocks --require-coverage --rows-per-block --batch-tokens "
         "--workers "
-        "--threads-per-worker --gpus-per-worker --ray-address --allow-no-token --dry-run --json"
+        "--threads-per-worker --gpus-per-worker --ray-address --allow-no-token --metrics-port --dry-run --json"
     ),
-    "cluster": "RUN --name --rows --num-quanta --min-cosine --whitening --seed --json",
+    "cluster": (
+        "RUN --name --rows --method --num-quanta --min-cosine --resolution --min-size --blocks --block-weights "
+        "--whitening --names-from --names-model --activations --seed --json"
+    ),
     "trace": "RUN prompt completion -k --num-units --save --model --quanta --json",
     "report": "RUN --out --quanta",
     "info": "RUN --json",
     "ls": "folder --json",
-    "rm": "RUN --rows --quanta --yes",
+    "rm": "RUN --rows --quanta --ledger --yes",
     "verify": "RUN --json",
     "repair": "RUN --model --dataset --workers --json",
     "copy": "RUN TO --json",
-    "ledger": "RUN --name --depth --module --json",
+    "ledger": "RUN --name --depth --module --documents --kind --html --json",
+    "emerge": (
+        "RUN --checkpoints --quanta --scale --units-per-quantum --resamples --seed --device --workers --limit --json"
+    ),
+    "compare": "RUN OTHER --seed-run --lesion --name --quanta --level --flips --device --workers --limit --json",
+    "export": "RUN --what --to --format --rows --quanta --json",
+    "import": (
+        "STORE --out --format --checkpoint --name --dataset --split --config-name --text-field --prompt-field "
+        "--completion-field --messages-field --id-field --label --tokenizer --json"
+    ),
+    "index": "RUN --kind --name --rows --quanta --lists --bits --code-bytes --recall --seed --workers --json",
 }
 """Every command with its arguments and flags, in the order of its help."""
 HEAVY = ("torch", "transformers", "ray", "datasets", "pyarrow", "zarr", "faiss", "sklearn")
@@ -116,7 +130,8 @@ def test_cluster_says_what_it_found_beside_its_null(cli, run_copy):
     assert "cluster: 6 of 6 steps" in err
     again = json.loads(cli("cluster", run_copy, "--name", "again", "--num-quanta", "6", "--json")[0])
     assert again["num_quanta"] == 6
-    assert [row["name"] for row in again["evidence"]] == ["quanta", "target token", "previous token"]
+    rivals = ["target token", "previous token", "words before (tf–idf)", "random directions"]
+    assert [row["name"] for row in again["evidence"]] == ["quanta", *rivals]
     first, second = contents(run_copy / "quanta/six"), contents(run_copy / "quanta/again")
     assert first.keys() == second.keys()
     assert first != second
@@ -167,7 +182,7 @@ def test_rm_removes_nothing_unless_somebody_says_yes(cli, refused, run_copy, mon
 
 def test_rm_of_a_part_leaves_the_rest(cli, refused, run_copy):
     before = contents(run_copy)
-    assert "not both" in refused(ConfigurationError, "rm", run_copy, "--rows", "a", "--quanta", "b", "--yes")
+    assert "not several" in refused(ConfigurationError, "rm", run_copy, "--rows", "a", "--quanta", "b", "--yes")
     assert "it has main" in refused(RunNotFoundError, "rm", run_copy, "--quanta", "other", "--yes")
     assert "it has token-loss" in refused(RunNotFoundError, "rm", run_copy, "--rows", "other", "--yes")
     refused(ConfigurationError, "rm", run_copy, "--rows", "../rows", "--yes")

@@ -122,7 +122,7 @@ def test_size_of_a_demo_sized_report() -> None:
         ("units", {"colour": [1]}, "Extra inputs"),
         ("quanta", {"phrase": ("one",)}, "different lengths"),
         ("quanta", {"loss_curve": np.zeros((12, 3))}, "checkpoint_steps"),
-        ("tree", {"left": [0], "right": [99], "cosine": [0.5], "size": [2]}, "tree merge 0"),
+        ("tree", {"left": [0], "right": [99], "cosine": [0.5], "size": [2], "persistence": None}, "tree merge 0"),
     ],
 )
 def test_a_payload_that_does_not_fit_together_is_refused(

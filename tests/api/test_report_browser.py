@@ -366,3 +366,31 @@ def test_print_shows_the_list_and_hides_controls(reader: Reader) -> None:
     page.emulate_media(media="print")
     assert page.locator("input[type=search]").is_hidden()
     assert page.locator("tr[data-quantum]").last.is_visible()
+
+
+def test_a_quantum_says_how_it_meets_others_each_beside_its_null(reader: Reader) -> None:
+    page = reader.open()
+    page.goto(page.url.split("#")[0] + "#quantum=0")
+    page.wait_for_selector(".quantum h2")
+    assert page.locator(".given q list").count() == 0
+    text = page.inner_text(".quantum")
+    for words in ("named by a language model: Ends a <list>", "19 of 20", "null 224", "also uses", "monogenic"):
+        assert words in text, words
+    met = page.locator("section.part", has_text="Interferes with").inner_text()
+    assert "−0.023" in met
+    assert "null −0.004" in met
+    assert "chance 2.5" in page.locator("section.part", has_text="Used in the same documents").inner_text()
+    page.goto(page.url.split("#")[0] + "#quantum=1")
+    page.wait_for_function("document.querySelector('.quantum').innerText.includes('∞')")
+    assert "No quantum, beyond chance." in page.inner_text(".quantum")
+
+
+def test_the_tree_marks_what_comes_back_and_the_evidence_sums_up(reader: Reader) -> None:
+    page = reader.open()
+    page.goto(page.url.split("#")[0] + "#view=tree")
+    page.wait_for_selector(".boxes rect.merge")
+    assert page.locator(".boxes rect.lost").count() > 0
+    assert page.locator(".boxes rect:not(.lost)").count() > page.locator(".boxes rect.lost").count()
+    assert "16 or more of 20" in page.inner_text(".treekey")
+    page.goto(page.url.split("#")[0] + "#view=evidence")
+    assert "branches of noise" in page.inner_text(".together")

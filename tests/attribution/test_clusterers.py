@@ -170,7 +170,7 @@ def test_refinement_in_chunks_is_the_same(monkeypatch):
     rows, _ = planted(8, 40, 2, dim=64, width=200)
     start = AverageLinkage(num_quanta=8).cluster(rows).assignments
     whole = refine(rows, start)
-    monkeypatch.setattr("quantascope.attribution.clustering.mixture._CHUNK_CELLS", 40)
+    monkeypatch.setattr("quantascope.attribution.clustering.expectation._CHUNK_CELLS", 40)
     assert np.array_equal(refine(rows, start), whole)
     assert not np.array_equal(whole, start)
 
@@ -341,3 +341,10 @@ def test_seeds_reach_the_inner_clusterer():
     inner = AverageLinkage(seed=7)
     assert Refined(inner=inner).seed == 7
     assert replace(Refined(), inner=inner).inner is inner
+
+
+def test_weak_structure_is_found_where_linkage_alone_does_not_see_it_and_noise_is_one_quantum():
+    rows, labels = planted(30, 100, 3, dim=64, width=1_000)
+    assert adjusted_rand_score(labels, Refined().cluster(rows).assignments) > 0.3
+    noise = unit_rows(np.random.default_rng(0).standard_normal((399, 64)))
+    assert Refined().cluster(noise).num_quanta == 1

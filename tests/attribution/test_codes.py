@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.optimize import nnls
 
-from quantascope.attribution.codes import unit_codes
+from quantascope.attribution.codes import null_num_used, unit_codes
 from quantascope.attribution.whitening import unit_rows
 from quantascope.errors import ConfigurationError
 
@@ -77,3 +77,13 @@ def test_refuses_what_does_not_fit():
         unit_codes(rows[:0], np.empty(0, dtype=np.int64))
     with pytest.raises(ConfigurationError, match="max_quanta"):
         unit_codes(rows, np.arange(3), max_quanta=0)
+
+
+def test_the_null_claims_few_second_quanta(sums_of_two):
+    rows, first, _ = sums_of_two
+    claimed = (null_num_used(rows, first) >= 2).mean()
+    found = (unit_codes(rows, first).num_used >= 2).mean()
+    assert claimed < 0.1
+    assert found > claimed + 0.1  # a quarter of the rows hold a second direction
+    assert np.array_equal(null_num_used(rows, first, max_units=50), null_num_used(rows, first, max_units=50))
+    assert len(null_num_used(rows, first, max_units=50)) == 50

@@ -20,6 +20,7 @@ export function forest(data) {
     roots: Array.from(parent.keys()).filter((node) => parent[node] < 0).sort((a, b) => use[b] - use[a]),
     sides: (node) => (node < leaves ? [] : sides[node - leaves]),
     cosine: (node) => (node < leaves ? null : cosine[node - leaves]),
+    persistence: (node) => (node < leaves ? data.quanta.persistence?.[node] : data.tree.persistence?.[node - leaves]),
     range: [Math.min(0, ...cosine), Math.max(0, ...cosine)],
     most: (node) => under[node].reduce((best, quantum) => (data.quanta.use[quantum] > data.quanta.use[best] ? quantum : best)),
   };

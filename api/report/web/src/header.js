@@ -8,7 +8,7 @@ import { explain } from "./tip.js";
 
 const NAMES = { quanta: "Quanta", evidence: "Evidence", frequency: "Rank and frequency", traces: "Traces", tree: "Tree", run: "How it was made" };
 
-const present = (data) => ({ quanta: true, evidence: data.evidence, frequency: data.rank_frequency, traces: true, tree: data.tree, run: true });
+const present = (data) => ({ quanta: true, evidence: data.evidence || data.together.length > 0, frequency: data.rank_frequency, traces: true, tree: data.tree, run: true });
 
 const figure = ({ name, value, null: nullText, definition, caveat, command }) =>
   h("li", null, explain(

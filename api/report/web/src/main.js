@@ -54,7 +54,7 @@ function mount(data) {
   const tree = data.tree ? forest(data) : null;
   const makers = {
     quanta: () => quantaView(data, tree), traces: () => traces(data), run: () => runFacts(data),
-    evidence: data.evidence && (() => evidence(data)),
+    evidence: (data.evidence || data.together.length > 0) && (() => evidence(data)),
     frequency: data.rank_frequency && (() => frequency(data)),
     tree: tree && (() => treeView(data, tree)),
   };

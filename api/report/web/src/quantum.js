@@ -38,6 +38,7 @@ function page(data, quantum, largestLoss, mapElement) {
         to(step(-1), "The next more used quantum", "↑"), to(step(1), "The next less used quantum", "↓")),
       h("h2", null, label(data, quantum)),
       quanta.phrase[quantum] ? h("p", { class: "phrase" }, prose(quanta.phrase[quantum], 300)) : null,
+      quanta.name?.[quantum] ? h("p", { class: "given quiet" }, explain(h("span", { tabindex: 0 }, "named by a language model: ", h("q", null, prose(quanta.name[quantum], 80))), defined("named"))) : null,
       figures(data, quantum)),
     h("div", { class: "columns" },
       h("div", { class: "exemplars" }, exemplars(data, quantum)),
@@ -46,19 +47,24 @@ function page(data, quantum, largestLoss, mapElement) {
 }
 
 function figures({ quanta }, quantum) {
-  const optional = (column, name, key, show) => (column && !missing(column[quantum]) ? [name, show(column[quantum]), key] : null);
+  const optional = (column, name, key, show, beside = null) => (column && !missing(column[quantum]) ? [name, show(column[quantum]), key, beside] : null);
+  const whole = (value) => (Number.isFinite(value) ? fixed(value, value < 10 ? 1 : 0) : "∞");
+  const range = quanta.dimension_low && !missing(quanta.dimension_low[quantum]) ? `${whole(quanta.dimension_low[quantum])} to ${whole(quanta.dimension_high[quantum])}` : null;
   const entries = [
     ["use", percent(quanta.use[quantum]), "use"],
     ["units", count(quanta.size[quantum]), "size"],
     ["documents", count(quanta.num_documents[quantum]), "documents"],
     ["mean loss", fixed(quanta.mean_loss[quantum], 3), "meanLoss"],
     ["coherence", fixed(quanta.coherence[quantum]), "coherence"],
-    optional(quanta.effective_dimension, "dimension", "dimension", (value) => fixed(value, value < 10 ? 1 : 0)),
-    optional(quanta.memorised, "memorised", "memorised", (value) => fixed(value)),
+    optional(quanta.persistence, "comes back", "persistence", (value) => `${Math.round(value * 20)} of 20`),
+    optional(quanta.effective_dimension, "dimension", "dimension", whole, [range, missing(quanta.dimension_null) ? null : `null ${whole(quanta.dimension_null)}`].filter(Boolean).join(", ")),
+    optional(quanta.memorised, "memorised", "memorised", fixed, quanta.memorised_null ? `null ${fixed(quanta.memorised_null[quantum])}` : null),
+    optional(quanta.self_influence, "self-influence", "influence", (value) => `× ${Number(value.toPrecision(2))}`),
+    optional(quanta.monogenic, "monogenic", "monogenic", fixed),
     optional(quanta.emergence_step, "emerged at step", "emergence", count),
   ];
-  return h("ul", { class: "facts" }, entries.filter(Boolean).map(([name, value, key]) =>
-    h("li", null, explain(h("span", { class: "fact", tabindex: 0 }, h("strong", null, value), h("span", { class: "quiet" }, name)), defined(key)))));
+  return h("ul", { class: "facts" }, entries.filter(Boolean).map(([name, value, key, beside]) =>
+    h("li", null, explain(h("span", { class: "fact", tabindex: 0 }, h("strong", null, value), h("span", { class: "quiet" }, name), beside ? h("small", { class: "beside" }, beside) : null), defined(key)))));
 }
 
 function exemplars(data, quantum) {
@@ -93,8 +99,13 @@ function line(data, unit, elsewhere, score) {
       score === undefined ? null : h("span", { class: "score" }, fixed(score, 3)),
       h("span", { class: "source" }, prose(name), number === null ? null : `:${number}`),
       h("span", null, `loss ${fixed(data.units.loss[unit])}`),
+      data.units.also && data.units.also[unit] >= 0 && !elsewhere ? h("a", { class: "owner", ...link({ quantum: data.units.also[unit], unit: null }) }, h("span", null, "also uses"), label(data, data.units.also[unit])) : null,
       elsewhere && (owner < 0 ? h("span", null, "in no quantum") : h("a", { class: "owner", ...link({ quantum: owner, unit: null }) }, h("span", null, "belongs to"), label(data, owner)))));
 }
+
+const pairs = (data, entries, beside, nothing) => (entries.length
+  ? h("ul", { class: "near wide" }, entries.map((entry) => h("li", null, h("a", { ...link({ quantum: entry.quantum, unit: null }), "aria-label": labelText(data, entry.quantum) }, label(data, entry.quantum)), beside(entry))))
+  : empty(nothing));
 
 function sidebar(data, quantum, largestLoss) {
   const { quanta, checkpoint_steps: steps } = data;
@@ -109,6 +120,10 @@ function sidebar(data, quantum, largestLoss) {
     titled("nearest", "Nearest quanta", near.length
       ? h("ul", { class: "near" }, near.map(([other, cosine]) => h("li", null, h("a", { ...link({ quantum: other, unit: null }), "aria-label": labelText(data, other) }, label(data, other)), bar(cosine, `cosine ${fixed(cosine)}`), h("span", { "aria-hidden": "true" }, fixed(cosine)))))
       : empty("None: this is the only quantum.")),
+    quanta.interferes.length ? titled("interferes", "Interferes with", pairs(data, quanta.interferes[quantum],
+      ({ cosine, null_low: low }) => [bar(cosine / Math.min(...quanta.interferes[quantum].map((met) => met.cosine)), `mean cosine ${fixed(cosine, 3)}`), h("span", { "aria-hidden": "true" }, fixed(cosine, 3)), h("small", { class: "beside" }, `null ${fixed(low, 3)}`)], "No quantum, beyond chance.")) : null,
+    quanta.used_with.length ? titled("usedWith", "Used in the same documents", pairs(data, quanta.used_with[quantum],
+      ({ num_documents: documents, expected }) => [bar(documents / quanta.num_documents[quantum], plural(documents, "document")), h("span", { "aria-hidden": "true" }, count(documents)), h("small", { class: "beside" }, `chance ${fixed(expected, 1)}`)], "None, beyond chance.")) : null,
     top.length ? section("Documents that use it most", h("ul", { class: "near" }, top.map(({ document, num_units: units }) =>
       h("li", null, h("span", { class: "source" }, prose(data.documents[document].name)), bar(units / top[0].num_units, plural(units, "unit")), h("span", { "aria-hidden": "true" }, count(units)))))) : null,
   ];

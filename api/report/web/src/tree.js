@@ -5,7 +5,7 @@ import { ofRank } from "./colours.js";
 import { ticks } from "./charts.js";
 import { cutControl } from "./cut.js";
 import { empty, h, svg } from "./dom.js";
-import { fixed, plural } from "./format.js";
+import { fixed, missing, plural } from "./format.js";
 import { folded, toggle } from "./groups.js";
 import { go, link, state } from "./state.js";
 import { label, labelText } from "./text.js";
@@ -17,6 +17,7 @@ export function treeView(data, tree) {
   const frame = h("div", { class: "icicle" });
   const element = h("section", { class: "page" }, h("h2", null, "Tree"),
     h("p", { class: "lead" }, "How the quanta are nested: boxes further right were joined at a higher mean cosine. A press on a box folds or unfolds it."),
+    data.tree.persistence ? h("p", { class: "treekey quiet" }, h("span", { class: "swatch back" }), "comes back in 16 or more of 20 halves of the documents", h("span", { class: "swatch lost" }), "does not, or holds one unit") : null,
     h("div", { class: "controls" }, cut.element), tree.leaves ? frame : empty("This run has no quanta, so there is no tree."));
   let width = 0;
   const draw = () => width && tree.leaves && frame.replaceChildren(...icicle(data, tree, width));
@@ -59,12 +60,14 @@ function icicle(data, tree, width) {
 
 function shape(data, tree, { node, closed, x, width, y, rows }) {
   const leaf = node < tree.leaves;
-  const box = svg("rect", { class: leaf ? "leaf" : closed ? "closed" : "merge", x: x + 0.5, y: y * LINE + (leaf ? 9 : 1), width: Math.max(1, width - 1), height: leaf ? 6 : rows * LINE - 2, rx: 2 });
+  const back = tree.persistence(node);
+  const lost = back !== undefined && !(back >= 0.8);
+  const box = svg("rect", { class: `${leaf ? "leaf" : closed ? "closed" : "merge"}${lost ? " lost" : ""}`, x: x + 0.5, y: y * LINE + (leaf ? 9 : 1), width: Math.max(1, width - 1), height: leaf ? 6 : rows * LINE - 2, rx: 2 });
   const rank = data.rankOf[leaf ? node : tree.most(node)];
   if (leaf && rank < 10) box.style.fill = ofRank(rank);
   if (leaf) return svg("a", { ...link({ view: "quanta", quantum: node }), tabindex: -1, "aria-hidden": "true" }, box);
   const flip = () => go({ toggled: toggle(state.toggled, node) });
-  const words = `${plural(tree.under[node].length, "quantum", "quanta")} joined at cosine ${fixed(tree.cosine(node))}; most used: ${labelText(data, tree.most(node))}`;
+  const words = `${plural(tree.under[node].length, "quantum", "quanta")} joined at cosine ${fixed(tree.cosine(node))}${missing(back) ? "" : `, comes back in ${Math.round(back * 20)} of 20 halves`}; most used: ${labelText(data, tree.most(node))}`;
   return svg("g", { role: "button", tabindex: 0, "aria-expanded": String(!closed), "aria-label": words, on: { click: flip, keydown: (event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), flip()) } }, svg("title", null, words), box);
 }
 
