@@ -6,7 +6,7 @@ ROOMS := attribution storage jobs api
 # Two processes of one thread each: much of the suite waits for Ray to start.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: venv demo demo-quick test test-all lint types arrows web bench docs wheel clean
+.PHONY: venv demo demo-quick test test-all test-faults lint types arrows web bench docs wheel clean
 
 venv: .venv/.installed
 
@@ -30,6 +30,10 @@ test: lint types arrows web demo-quick
 
 test-all: lint types arrows web demo-quick
 	$(PYTEST)
+
+# Real kills, a crash at every operation, full and read-only disks, flipped bits: all of tests/faults, the long ones too.
+test-faults: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
 
 lint: venv
 	$(BIN)/ruff check

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_NOISY_LOGGERS = ("transformers", "datasets", "huggingface_hub", "httpx", "fsspec", "torch")
+_NOISY_LOGGERS = ("transformers", "datasets", "huggingface_hub", "httpx", "httpx2", "fsspec", "torch")
 
 
 @contextlib.contextmanager

@@ -12,13 +12,13 @@ from ..attribution.blocks import Block, Coverage, find_blocks
 from ..attribution.energy import energy_shares
 from ..attribution.engine import GradientEngine
 from ..attribution.losses import TokenBatch, token_losses
-from ..attribution.preconditioning import Kronecker, KroneckerFactors
-from ..attribution.projection import Identity, Projection
+from ..attribution.projection import Identity, Pair, Projection
 from ..attribution.projection.describe import from_description
 from ..attribution.projection.split import split_dim
 from ..errors import ConfigurationError, NoSpaceError
-from .config import RowConfig, SelectionConfig, SetConfig, UnitType
+from .config import PAIR, RowConfig, SelectionConfig, SetConfig, UnitType
 from .model import LoadedModel
+from .precondition import Factors, kept_moments, preconditioned
 
 _CHUNK_BYTES = 16_000_000
 _BLOCK_SECONDS = 20
@@ -64,9 +64,16 @@ def make_projection(config: RowConfig, loaded: LoadedModel, blocks: tuple[Block,
         shares = energy_shares(loaded.model, blocks, vocab_size=loaded.model.config.vocab_size)
     else:
         shares = np.array(np.ones(len(sizes)) if config.shares == "equal" else sizes, np.float64)
-    dims = split_dim(config.dim, shares, sizes)
-    kind, _, factors = config.projection.partition("two-sided-")
-    description: dict[str, Any] = {"kind": kind or "two-sided", "dim_per_block": list(dims), "seed": config.seed}
+    if config.projection.startswith(PAIR):
+        dims = split_dim(config.dim // 2, shares, sizes)
+        kind = config.projection.removeprefix(PAIR)
+        return Pair(members=tuple(_projection(kind, dims, seed=2 * config.seed + number) for number in range(2)))
+    return _projection(config.projection, split_dim(config.dim, shares, sizes), seed=config.seed)
+
+
+def _projection(name: str, dims: tuple[int, ...], *, seed: int) -> Projection:
+    kind, _, factors = name.partition("two-sided-")
+    description: dict[str, Any] = {"kind": kind or "two-sided", "dim_per_block": list(dims), "seed": seed}
     more: dict[str, dict[str, Any]] = {
         "two-sided": {"factors": factors or "rademacher"},
         "wide": {"side_factor": 4},
@@ -79,7 +86,7 @@ def make_engine(
     config: RowConfig,
     loaded: LoadedModel,
     planned: dict[str, Any] | None = None,
-    factors: KroneckerFactors | None = None,
+    factors: Factors | None = None,
 ) -> tuple[GradientEngine[TokenBatch], Projection, Coverage]:
     """The engine for a model under the configuration, proved on a tiny batch; and the projection without `factors`.
 
@@ -89,8 +96,12 @@ def make_engine(
     if config.require_coverage:
         coverage.require()
     projection = from_description(planned) if planned else make_projection(config, loaded, coverage.blocks)
-    whole = projection if factors is None else Kronecker(base=projection, factors=factors)
-    engine = GradientEngine[TokenBatch](loaded.model, whole, coverage.blocks)
+    engine = GradientEngine[TokenBatch](
+        loaded.model,
+        preconditioned(projection, factors),
+        coverage.blocks,
+        checkpoint_activations=config.checkpoint_activations,
+    )
     _prove(engine, loaded)
     return engine, projection, coverage
 
@@ -115,7 +126,7 @@ def make_plan(config: SetConfig, loaded: LoadedModel, earlier: Sequence[dict[str
     engine, projection, coverage = make_engine(config.rows, loaded, planned)
     device = torch.device(loaded.model.device).type
     length = window_tokens(config, loaded)
-    return {
+    plan = {
         "unit_type": config.selection.unit_type,
         "window_tokens": length,
         "model": {
@@ -154,6 +165,10 @@ def make_plan(config: SetConfig, loaded: LoadedModel, earlier: Sequence[dict[str
         "threads_per_worker": config.rows.threads_per_worker,
         "device_type": device,
     }
+    if config.rows.precondition == "second-moment":
+        kept, errors = kept_moments(loaded, engine.blocks, plan)
+        plan["second_moment"] = {"epsilon": kept.epsilon, "factorisation_error": errors}
+    return plan
 
 
 def estimate(config: SetConfig, loaded: LoadedModel, *, num_tokens: int, num_workers: int) -> Estimate:

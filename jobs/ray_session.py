@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +24,7 @@ from ..errors import ConfigurationError, RayStartError
 
 _OBJECT_STORE_BYTES = 100_000_000  # Ray's least is 75 MB: rows go to the run, not through the object store
 _NEEDED_BYTES = 500_000_000
+_MANY = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +39,20 @@ class RayOptions:
     gpus_per_worker: float = 0
     allow_no_token: bool = False
     """Join a cluster that has no token authentication."""
+    metrics_port: int | None = None
+    """Where a local Ray serves Prometheus metrics, on this machine; None takes any free port. A cluster's nodes have
+    ports of their own."""
 
     def __post_init__(self) -> None:
         if self.num_workers is not None and self.num_workers < 1:
             raise ConfigurationError(f"--workers is {self.num_workers}; give 1 or more.")
+        if self.metrics_port is not None and not (self.address is None and 0 < self.metrics_port < 65_536):
+            raise ConfigurationError(
+                f"--metrics-port is {self.metrics_port}; give a port below 65,536, and only for a local Ray: the nodes "
+                "of a cluster serve their metrics themselves."
+            )
+        if self.gpus_per_worker < 0:
+            raise ConfigurationError(f"--gpus-per-worker is {self.gpus_per_worker}; give 0 or more.")
         if self.threads_per_worker < 1:
             raise ConfigurationError(f"--threads-per-worker is {self.threads_per_worker}; give 1 or more.")
 
@@ -85,6 +96,7 @@ def _init(options: RayOptions) -> None:
             "include_dashboard": False,
             "num_cpus": cpus,
             "object_store_memory": _OBJECT_STORE_BYTES,
+            "_metrics_export_port": options.metrics_port,
         }
     try:
         with _sigterm_kept():
@@ -134,14 +146,37 @@ def _own_token() -> Path:
     return token
 
 
-def _num_workers(options: RayOptions) -> int:
-    """How many workers to start; RayStartError, at once, if the cluster has no room for them."""
+def worker_room(options: RayOptions) -> int:
+    """How many workers the cluster holds when all of it is free: as it is now, or as its autoscaler may make it."""
     import ray
 
-    resources = ray.cluster_resources()
+    now = sum(_fitting(options, node["Resources"]) for node in ray.nodes() if node["Alive"])
+    return max(now, _room_to_come(options))
+
+
+def _room_to_come(options: RayOptions) -> int:
+    """How many workers fit on the nodes that an autoscaler may start; 0 where there is none."""
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else ()
+    return sum(
+        _fitting(options, dict(group.resources)) * (group.max_count if group.max_count >= 0 else _MANY)
+        for group in groups
+    )
+
+
+def _fitting(options: RayOptions, resources: Mapping[str, float]) -> int:
+    """Workers that fit on one node."""
     room = int(resources.get("CPU", 0) // options.threads_per_worker)
     if options.gpus_per_worker:
         room = min(room, int(resources.get("GPU", 0) // options.gpus_per_worker))
+    return room
+
+
+def _num_workers(options: RayOptions) -> int:
+    """How many workers to start; RayStartError, at once, if the cluster will never have room for them."""
+    room = worker_room(options)
     wanted = options.num_workers or max(room, 1)
     if wanted > room:
         raise RayStartError(

@@ -14,22 +14,23 @@ from ..attribution.blocks import find_blocks
 from ..errors import ConfigurationError, DamagedRunError, QuantascopeError, RayStartError, RunMismatchError
 from ..storage.checked import digest
 from ..storage.inventory import DERIVED_ROOMS, Fault
-from ..storage.local import LocalStore
 from ..storage.rowset import RowSet
 from ..storage.run import DAMAGED, MANIFEST, Run, open_store
-from ..storage.tables import encode_table
-from .collect import Collection, scanner, workers
+from ..storage.selection import encode_groups
+from ..storage.store import Store
+from .collection import Collection
 from .config import RowConfig, SelectionConfig, SetConfig
 from .data import DataSource
+from .importing import require_own_rows
 from .ingest import ingest
 from .model import LoadedModel, ModelSource, load_model
+from .passes import scanner, workers
 from .pool import WorkerPool
 from .precondition import FACTORS_FILE, encode_factors, measure_factors
 from .progress import Listener, Stage, ignore
 from .ray_session import RayOptions
-from .select import select_units
 from .verify import Finding, again, finding, read_through
-from .worker import Worker, collect_block
+from .worker import Worker, collect_block, make_selecting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,7 @@ class _Repair:
     """One repair while it goes on."""
 
     path: str
-    store: LocalStore
+    store: Store
     model: str | None
     dataset: str | None
     options: RayOptions
@@ -207,7 +208,7 @@ def _mend_documents(work: _Repair, run: Run, faults: list[Fault]) -> None:
             work.mended.append(Mended(what=index_key, proved=True, detail=detail))
 
 
-def _require_equal(store: LocalStore, scratch: LocalStore, other: Run) -> None:
+def _require_equal(store: Store, scratch: Store, other: Run) -> None:
     """RunMismatchError unless every file of the documents read again is the one on disk."""
     names = [shard["file"] for shard in other.documents.index["shards"]] + ["documents/tokenizer.json"]
     different = [n for n in names if not store.exists(n) or store.digest(n) != scratch.digest(n)]
@@ -228,6 +229,7 @@ def _mend_rows(work: _Repair, run: Run, faults: list[Fault]) -> None:
         return
     row_set = run.row_set(name)
     row_set.require_current()
+    require_own_rows(row_set)
     metadata = {f.key: f for f in faults if f.key.endswith("/zarr.json")}
     for array, data in row_set.metadata().items() if metadata else ():
         if fault := metadata.get(f"{row_set.folder}/{array}/zarr.json"):
@@ -242,7 +244,7 @@ def _mend_rows(work: _Repair, run: Run, faults: list[Fault]) -> None:
             f"{loaded.facts.name} has weights {loaded.fingerprint[:12]}…, the rows are of "
             f"{row_set.plan['model']['fingerprint'][:12]}…: say with --model where those are"
         )
-    with workers(collection, run, work.options, Mender) as (pool, _):
+    with workers(collection, run, work.options, work.listener, Mender) as (pool, _, _):
         beside = {f.key.partition(f"{row_set.folder}/")[2]: f for f in rest if f.block is None}
         if not _mend_beside(work, run, row_set, beside, collection.config, loaded, pool):
             work.leave([f for f in rest if f.block is not None], "what its rows depend on could not be mended")
@@ -262,11 +264,13 @@ def _mend_beside(
     """The selection and a preconditioner's factors; whether both are right now."""
     plan, num_left = row_set.plan, len(work.left)
     if fault := faults.get("selection.parquet"):
-        units = select_units(run, config.selection, plan["window_tokens"], scanner(pool, work.listener))
-        work.put(fault, encode_table(units), plan["selection_sha256"])
+        selecting = make_selecting(run, row_set.name, config, loaded)
+        units = encode_groups(selecting.units(scanner(pool, selecting, work.listener)))
+        work.put(fault, b"".join(units), plan["selection_sha256"])
+        selecting.done()
     if (fault := faults.get(FACTORS_FILE)) and len(work.left) == num_left:
         blocks = find_blocks(loaded.model, config.rows.blocks).blocks
-        factors = measure_factors(run, row_set.selection(), plan, loaded, blocks)
+        factors = measure_factors(run, row_set.selected, plan, loaded, blocks)
         work.put(fault, encode_factors(factors), plan["files"][FACTORS_FILE])
     return len(work.left) == num_left
 
@@ -292,7 +296,7 @@ def _collection(work: _Repair, run: Run, row_set: RowSet) -> Collection:
     """The collection that made a row set, from its plan."""
     plan = row_set.plan
     model = _model(run, work.model or plan["model"]["name"], plan["model"]["revision"])
-    if model.device.split(":")[0] not in ("auto", plan["device_type"]):
+    if model.device.split(":")[0] not in ("auto", "spread", plan["device_type"]):
         model = replace(model, device=plan["device_type"])
     rows = {key: plan[key] for key in ("rows_per_block", "batch_tokens", "threads_per_worker")}
     return Collection(

@@ -1,241 +1,234 @@
 """Fixing the units of a row set: which, and in which order. Once, and for ever.
 
-Every unit has a document, and the first and last token (inclusive) that its loss reads and reaches; beyond these,
-documents and spans say how many tokens were cut off, token contributions which unit is their window's rest, and
-groups how many windows and counted tokens they hold.
+A sharded, committed pass: numbered tasks of windows (or documents), whose candidates any worker finds and commits; then
+the driver thins them to the configured limits, numbers them, and hands them on table by table. The units are the same
+for any number of workers, and whoever was stopped in between.
 """
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Int
 
-from ..attribution.selection import thin
+from ..attribution.selection import thin_part
 from ..errors import ConfigurationError
-from ..storage.documents import StoredDocument
+from ..storage.begun import Begun
+from ..storage.checked import fingerprint
 from ..storage.run import Run
+from .candidates import SCAN_BATCH, Losses, Scope, agreed, find_candidates
 from .config import SelectionConfig
-from .tokens import spans, windows
+from .model import LoadedModel
 
-Scan = Callable[[list[Int[np.ndarray, "window 3"]]], list[pa.Table]]
-"""Looks at lists of windows, wherever it runs, and gives their token-loss candidates."""
+Scan = Callable[[list[int]], None]
+"""Has numbered tasks of a `Selecting` done, wherever that runs; each commits what it finds."""
 
-SCAN_WINDOWS = 64
-"""Windows of one scanning task."""
-_TYPES = {
-    "document": pa.int64(),
-    "first_token": pa.int32(),
-    "last_token": pa.int32(),
-    "text_start": pa.int32(),
-    "text_end": pa.int32(),
-    "loss": pa.float32(),
-    "cut_tokens": pa.int32(),
-    "rest": pa.bool_(),
-    "num_windows": pa.int64(),
-    "num_tokens": pa.int64(),
-}
-_Part = dict[str, Any]
-"""Columns of some units: an array each, or one value for all of them."""
+_TASK_SECONDS = 10
+_NOMINAL_RATE = {"cpu": 2e10, "cuda": 1e14}
+"""Floating-point operations per second and worker that a task is sized for."""
+_MOST_WINDOWS = 1024
 
 
-def select_units(run: Run, config: SelectionConfig, window_tokens: int, scan: Scan) -> pa.Table:
-    """The units that the configuration asks for, numbered, with their documents' labels.
+class Selecting:
+    """One selection while it goes on; the same on the driver and on every worker."""
 
-    Only token-loss units need a model, behind `scan`. ConfigurationError if there are none.
-    """
-    if config.unit_type == "token-loss":
-        return select_token_losses(run, config, window_tokens, scan)
-    if config.unit_type == "group":
-        return select_groups(run, config, window_tokens)
-    if config.unit_type == "token-contribution":
-        return select_contributions(run, config, window_tokens)
-    if config.unit_type == "window":
-        return select_windows(run, config, window_tokens)
-    return select_texts(run, config, window_tokens)
+    def __init__(
+        self,
+        run: Run,
+        set_name: str,
+        config: SelectionConfig,
+        *,
+        window_tokens: int,
+        loaded: LoadedModel | None,
+        num_threads: int = 1,
+    ) -> None:
+        self._run, self._set_name, self._config = run, set_name, config
+        self._window_tokens = window_tokens
+        self._loaded = loaded if config.unit_type == "token-loss" else None
+        """Whose losses decide; None where none do."""
+        self._num_threads = num_threads
 
+    @cached_property
+    def _scope(self) -> Scope:
+        return Scope(self._run, self._config, self._window_tokens)
 
-def scanned_windows(run: Run, config: SelectionConfig, window_tokens: int) -> Int[np.ndarray, "window 3"]:
-    """(document, first token, last token exclusive) of the windows that are looked at, in order of the documents.
+    @cached_property
+    def _task_size(self) -> int:
+        """Windows of one task: about ten seconds' work at a nominal rate, the same on every machine of its kind."""
+        if self._loaded is None:
+            return _MOST_WINDOWS
+        model = self._loaded.model
+        operations = 2 * sum(p.numel() for p in model.parameters()) * self._window_tokens
+        batches = _TASK_SECONDS * _NOMINAL_RATE.get(model.device.type, 2e10) / operations / SCAN_BATCH
+        return int(np.clip(int(batches) * SCAN_BATCH, SCAN_BATCH, _MOST_WINDOWS))
 
-    Where only some are wanted they are evenly spaced. ConfigurationError if no document has two tokens.
-    """
-    found = [
-        (document, first, last)
-        for document, length in enumerate(run.documents.lengths().tolist())
-        for first, last in windows(length, window_tokens)
-    ]
-    if not found:
-        raise ConfigurationError("No document has two tokens or more: nothing can be predicted from anything.")
-    limit = len(found)
-    if config.unit_type == "window":
-        limit = min(limit, config.max_units or limit)
-    elif config.scan_tokens is not None:
-        limit = min(limit, max(1, config.scan_tokens // window_tokens))
-    table = np.array(found, np.int64)
-    return table[np.arange(limit) * len(table) // limit]
+    @cached_property
+    def shards(self) -> Begun:
+        """Where tasks commit: under a key that says all that decides what they find."""
+        model = self._loaded and {
+            "fingerprint": self._loaded.fingerprint,
+            "dtype": str(self._loaded.model.dtype),
+            "device_type": self._loaded.model.device.type,
+            "num_threads": self._num_threads,
+        }
+        decides = {
+            "documents": [shard["sha256"] for shard in self._run.documents.index["shards"]],
+            "selection": asdict(self._config),
+            "window_tokens": self._window_tokens,
+            "task_size": self._task_size,
+            "model": model,
+        }
+        return Begun(self._run.store, f"rows/{self._set_name}", fingerprint(decides))
 
+    @property
+    def num_windows(self) -> int:
+        """Windows (or documents) that are looked at."""
+        return len(self._scope)
 
-def select_windows(run: Run, config: SelectionConfig, window_tokens: int) -> pa.Table:
-    """One unit per window; a window none of whose tokens counts for the loss is left out."""
-    table = scanned_windows(run, config, window_tokens)
-    return _numbered(run, [_whole(document, first, last) for document, first, last in _counting(run, table)])
+    @property
+    def counts_in(self) -> str:
+        """What they are called."""
+        return "documents" if self._scope.is_of_texts else "windows"
 
+    @property
+    def num_tasks(self) -> int:
+        """Into how many tasks they fall."""
+        return -(-len(self._scope) // self._task_size)
 
-def select_texts(run: Run, config: SelectionConfig, most_tokens: int) -> pa.Table:
-    """One unit per document, or per completion of a document; those none of whose tokens counts are left out.
+    def task_range(self, task: int) -> tuple[int, int]:
+        """First window (or document) of a task, and the one after its last."""
+        return task * self._task_size, min((task + 1) * self._task_size, len(self._scope))
 
-    A document longer than `most_tokens` is cut after its first ones; one whose completion is then cut off wholly
-    stays, with a gradient of zero. A span reads what precedes it, of which the beginning is cut where both are longer
-    than `most_tokens`. `cut_tokens` counts what was lost: of a document the tokens after the cut, of a span its own.
-    """
-    make = _document if config.unit_type == "document" else _spans_of
-    parts = [part for document in run.documents for part in make(document, most_tokens)]
-    kept = thin(np.arange(len(parts)), max_per_window=None, max_units=config.max_units)
-    return _numbered(run, [parts[i] for i in kept])
-
-
-def select_contributions(run: Run, config: SelectionConfig, window_tokens: int) -> pa.Table:
-    """For each window a unit per position that its loss depends on, then one with `rest` for all that these leave.
-
-    Positions from the window's first to the one before its last counted token: the others' shares are zero in a
-    causal model. A window's units always add up to the window's row. `max_per_window` counts the rest in neither;
-    `max_units` keeps as many whole windows as fit, evenly spaced, or part of one.
-    """
-    found = list(_counting(run, scanned_windows(run, config, window_tokens)))
-    per_window = []
-    for document, first, last in found:
-        num_positions = int(np.flatnonzero(document.counts[first:last])[-1])
-        chosen = thin(np.zeros(num_positions, np.int64), max_per_window=config.max_per_window, max_units=None)
-        per_window.append((document, first, last, chosen))
-    if config.max_units is not None and per_window:
-        limit = max(1, config.max_units // max(len(chosen) + 1 for *_, chosen in per_window))
-        kept = thin(np.arange(len(per_window)), max_per_window=None, max_units=limit)
-        per_window = [per_window[i] for i in kept]
-        most = config.max_units - 1
-        per_window = [(d, f, e, c[thin(c, max_per_window=None, max_units=most)]) for d, f, e, c in per_window]
-    parts = []
-    for document, first, last, chosen in per_window:
-        place = first + chosen
-        own = {"text_start": document.starts[place], "text_end": document.ends[place], "last_token": place}
-        whole = _whole(document, first, last)
-        parts += [whole | own | {"rest": False}] if len(chosen) else []
-        parts.append(whole | {"rest": True})
-    return _numbered(run, parts)
-
-
-def select_groups(run: Run, config: SelectionConfig, window_tokens: int) -> pa.Table:
-    """One unit per value of the label, in alphabetical order, documents without one last.
-
-    A group's document and tokens are those of its first window, as an example of it. Of the other labels it has
-    those on which all its documents agree. ConfigurationError for a label that the documents lack.
-    """
-    groups = list(grouped_windows(run, config, window_tokens).values())
-    groups = [groups[i] for i in thin(np.arange(len(groups)), max_per_window=None, max_units=config.max_units)]
-    parts, labels = [], []
-    for table in groups:
-        num_tokens = 0
-        shared = dict(run.documents[int(table[0, 0])].labels)
-        for document, first, last in _counting(run, table):
-            num_tokens += int(document.counts[first + 1 : last].sum())
-            shared = {n: v if document.labels[n] == v else None for n, v in shared.items()}
-        example = _whole(run.documents[int(table[0, 0])], int(table[0, 1]), int(table[0, 2]))
-        parts.append(example | {"num_windows": len(table), "num_tokens": num_tokens})
-        labels.append(shared)
-    return _numbered(run, parts, labels)
-
-
-@lru_cache(maxsize=1)
-def grouped_windows(
-    run: Run, config: SelectionConfig, window_tokens: int
-) -> dict[str | None, Int[np.ndarray, "window 3"]]:
-    """For each value of the label `config.group_by` the windows of its documents in which a token counts."""
-    found: dict[str | None, list[tuple[int, int, int]]] = {}
-    for document, first, last in _counting(run, scanned_windows(run, config, window_tokens)):
-        if config.group_by not in document.labels:
-            raise ConfigurationError(
-                f"--group-by is {config.group_by!r}; the documents have the labels "
-                f"{', '.join(document.labels) or '(none)'}. Keep a field as a label with --label."
-            )
-        found.setdefault(document.labels[config.group_by], []).append((document.index, first, last))
-    order = sorted(found, key=lambda value: (value is None, value or ""))
-    return {value: np.array(found[value], np.int64) for value in order}
-
-
-def select_token_losses(run: Run, config: SelectionConfig, window_tokens: int, scan: Scan) -> pa.Table:
-    """Low-loss tokens, thinned to the configured limits."""
-    chosen = scanned_windows(run, config, window_tokens)
-    tasks = [chosen[i : i + SCAN_WINDOWS] for i in range(0, len(chosen), SCAN_WINDOWS)]
-    table = pa.concat_tables(scan(tasks))
-    key = np.asarray(table["document"]) * 2**32 + np.asarray(table["first_token"])
-    kept = thin(key, max_per_window=config.max_per_window, max_units=config.max_units)
-    if not len(kept):
-        raise ConfigurationError(
-            f"None of {len(chosen)} windows has a token with a loss below {config.max_loss} nats that ends a new "
-            "trigram: give a larger --max-loss, more --scan-tokens, or a better trained model."
+    def scan(self, task: int, losses: Losses) -> dict[str, Any]:
+        """Find and commit the candidates of one task; its record."""
+        first, last = self.task_range(task)
+        table = find_candidates(
+            self._run,
+            self._config,
+            self._scope,
+            first=first,
+            last=last,
+            most_tokens=self._window_tokens,
+            losses=losses,
         )
-    return _with_labels(run, table.take(pa.array(kept)), None)
+        return self.shards.commit(task, table, _window_facts(table))
+
+    def units(self, scan: Scan) -> Iterator[pa.Table]:
+        """Have done what no earlier process did, then give the units, table after table.
+
+        ConfigurationError if there are none.
+        """
+        self.shards.clear_others()
+        scan(self.shards.missing(range(self.num_tasks)))
+        return self._numbered(self._thinned())
+
+    def done(self) -> None:
+        """Forget what tasks committed: the units are frozen."""
+        self.shards.clear()
+
+    def _thinned(self) -> Iterator[pa.Table]:
+        if self._config.unit_type == "group":
+            yield self._merged_groups()
+            return
+        records = [self.shards.record(task) for task in range(self.num_tasks)]
+        if self._config.unit_type == "token-contribution" and self._config.max_units is not None:
+            yield from self._whole_windows([r["facts"] for r in records], self._config.max_units)
+            return
+        # of windows, those that are looked at were thinned
+        limit = None if self._config.unit_type == "window" else self._config.max_units
+        total, first = sum(r["rows"] for r in records), 0
+        for task, record in enumerate(records):
+            last = first + record["rows"]
+            kept = thin_part(first, last, count=total, limit=limit)
+            first = last
+            if len(kept):
+                yield self.shards.table(task).take(pa.array(kept))
+
+    def _whole_windows(self, facts: list[dict[str, Any]], max_units: int) -> Iterator[pa.Table]:
+        """As many whole windows as fit, evenly spaced, or part of one: a window's units add up to its row."""
+        total = sum(f["num_windows"] for f in facts)
+        limit = max(1, max_units // max([f["largest_window"] for f in facts], default=1)) if total else 1
+        first = 0
+        for task, fact in enumerate(facts):
+            last = first + fact["num_windows"]
+            kept = thin_part(first, last, count=total, limit=limit)
+            first = last
+            if not len(kept):
+                continue
+            table = self.shards.table(task)
+            begin, end = _window_edges(table)
+            for window in kept:
+                own = np.arange(begin[window], end[window])
+                chosen = thin_part(0, len(own) - 1, count=len(own) - 1, limit=max_units - 1)
+                yield table.take(pa.array(np.concatenate([own[:-1][chosen], own[-1:]])))
+
+    def _merged_groups(self) -> pa.Table:
+        """One unit per value of the label, in alphabetical order, documents without one last.
+
+        A group's document and tokens are those of its first window, as an example of it. Of the other labels it has
+        those on which all its documents agree.
+        """
+        found: dict[str | None, dict[str, Any]] = {}
+        schema: pa.Schema | None = None
+        for task in range(self.num_tasks):
+            table = self.shards.table(task)
+            schema = table.schema
+            for line in table.to_pylist():
+                value = line[f"label_{self._config.group_by}"]
+                found[value] = _joined(found[value], line) if value in found else line
+        order = sorted(found, key=lambda value: (value is None, value or ""))
+        kept = thin_part(0, len(order), count=len(order), limit=self._config.max_units)
+        return pa.Table.from_pylist([found[order[i]] for i in kept], schema)
+
+    def _numbered(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """With the units' numbers in front."""
+        first = 0
+        for table in tables:
+            if len(table):
+                numbers = pa.array(np.arange(first, first + len(table)), pa.int64())
+                first += len(table)
+                yield table.add_column(0, "unit", numbers)
+        if not first:
+            raise ConfigurationError(self._why_none())
+
+    def _why_none(self) -> str:
+        if self._config.unit_type == "token-loss":
+            return (
+                f"None of {self.num_windows} windows has a token with a loss below {self._config.max_loss} nats that "
+                "ends a new trigram: give a larger --max-loss, more --scan-tokens, or a better trained model."
+            )
+        return "No token of the documents counts for a loss and has a token before it: no units."
 
 
-def _counting(run: Run, table: Int[np.ndarray, "window 3"]) -> Iterator[tuple[StoredDocument, int, int]]:
-    """Document, first and last token (exclusive) of the windows in which a token has a loss that counts."""
-    get = lru_cache(maxsize=1)(run.documents.__getitem__)
-    for index, first, last in table.tolist():
-        document = get(index)
-        if document.counts[first + 1 : last].any():
-            yield document, first, last
+def select_units(selecting: Selecting, losses: Losses) -> pa.Table:
+    """All units at once, found in this process; what was committed on the way is left in the run."""
+
+    def scan(tasks: list[int]) -> None:
+        for task in tasks:
+            selecting.scan(task, losses)
+
+    return pa.concat_tables(selecting.units(scan)).combine_chunks()
 
 
-def _whole(document: StoredDocument, first: int, last: int) -> _Part:
-    """A unit of the tokens from `first` to before `last`."""
-    return {
-        "document": document.index,
-        "first_token": first,
-        "last_token": last - 1,
-        "text_start": document.starts[first],
-        "text_end": document.ends[last - 1],
-        "loss": float("nan"),
-    }
+def _window_facts(table: pa.Table) -> dict[str, Any]:
+    """Of contributions: how many windows they are of, and the most units that one has."""
+    if "rest" not in table.column_names:
+        return {}
+    begin, end = _window_edges(table)
+    return {"num_windows": len(begin), "largest_window": int((end - begin).max()) if len(begin) else 0}
 
 
-def _document(document: StoredDocument, most_tokens: int) -> list[_Part]:
-    if not document.counts[1:].any():
-        return []
-    length = min(len(document.tokens), most_tokens)
-    return [_whole(document, 0, length) | {"cut_tokens": len(document.tokens) - length}]
+def _window_edges(table: pa.Table) -> tuple[Int[np.ndarray, " window"], Int[np.ndarray, " window"]]:
+    """First line of each window's contributions, and the one after its last, which is its rest."""
+    end = np.flatnonzero(np.asarray(table["rest"]).astype(np.bool_)) + 1
+    return np.concatenate([[0], end[:-1]]).astype(np.int64)[: len(end)], end
 
 
-def _spans_of(document: StoredDocument, most_tokens: int) -> list[_Part]:
-    found = []
-    for begin, last in spans(document.counts):
-        first = max(0, last - most_tokens)
-        begin, own = max(begin, 1), max(begin, first + 1)
-        if own < last:
-            part = _whole(document, first, last) | {"cut_tokens": own - begin}
-            found.append(part | {"text_start": document.starts[own]})
-    return found
-
-
-def _numbered(run: Run, parts: list[_Part], labels: list[dict[str, str | None]] | None = None) -> pa.Table:
-    if not parts:
-        raise ConfigurationError("No token of the documents counts for a loss and has a token before it: no units.")
-    counts = [max(np.size(value) for value in part.values()) for part in parts]
-    columns = {
-        name: np.concatenate([np.broadcast_to(part[name], n) for part, n in zip(parts, counts, strict=True)])
-        for name in parts[0]
-    }
-    return _with_labels(run, pa.table({n: pa.array(v, _TYPES[n]) for n, v in columns.items()}), labels)
-
-
-def _with_labels(run: Run, table: pa.Table, labels: list[dict[str, str | None]] | None) -> pa.Table:
-    """With the units' numbers in front, and behind the labels given, or else their documents'."""
-    table = table.add_column(0, "unit", pa.array(np.arange(len(table)), pa.int64()))
-    if labels is None:
-        known = {int(d): run.documents[int(d)].labels for d in pc.unique(table["document"]).to_pylist()}
-        labels = [known[d] for d in table["document"].to_pylist()]
-    for name in labels[0] if labels else ():
-        table = table.append_column(f"label_{name}", pa.array([found[name] for found in labels], pa.string()))
-    return table
+def _joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """A group's line from an earlier and a later task."""
+    counts = {name: one[name] + other[name] for name in ("num_windows", "num_tokens")}
+    labels = {name: value for name, value in one.items() if name.startswith("label_")}
+    return one | counts | agreed(labels, other)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from ..errors import DamagedRunError, QuantascopeError
 from ..storage.inventory import DERIVED_ROOMS, Fault, Inventory
-from ..storage.local import LocalStore
 from ..storage.rowset import RowSet
 from ..storage.run import MANIFEST, Run, open_store
+from ..storage.stale import stale_parts
+from ..storage.store import Store
 from .progress import Listener, Stage, ignore
 
 
@@ -61,8 +62,9 @@ def verify(path: str, *, listener: Listener = ignore) -> Verified:
     )
 
 
-def read_through(store: LocalStore, listener: Listener) -> tuple[list[Fault], int, int]:
+def read_through(store: Store, listener: Listener) -> tuple[list[Fault], int, int]:
     """What is wrong with a run's files, how many they are, and their bytes."""
+    store = store.listed()
     inventory = Inventory(store)
     stage = Stage(listener, "verify", total=sum(1 for _ in store.keys()), unit="files")  # noqa: SIM118 - a method
     faults: list[Fault] = []
@@ -79,12 +81,12 @@ def read_through(store: LocalStore, listener: Listener) -> tuple[list[Fault], in
     return faults + others, num_files, num_bytes
 
 
-def finding(path: str, store: LocalStore, fault: Fault) -> Finding:
+def finding(path: str, store: Store, fault: Fault) -> Finding:
     """A fault with what mends it."""
     return Finding(file=fault.key, kind=fault.kind, detail=fault.detail, mend=_mend(path, store, fault))
 
 
-def _mend(path: str, store: LocalStore, fault: Fault) -> str:
+def _mend(path: str, store: Store, fault: Fault) -> str:
     run = shlex.quote(str(path))
     repair = f"quantascope repair {run}"
     top, _, name = fault.part.partition("/")
@@ -114,14 +116,14 @@ def again(run: str, room: str, name: str) -> str:
     return f"what made {room}/{name}"
 
 
-def _is_old(store: LocalStore, name: str) -> bool:
+def _is_old(store: Store, name: str) -> bool:
     try:
         return not RowSet(store, name).is_current
     except QuantascopeError:
         return False
 
 
-def _notes(path: str, store: LocalStore) -> list[Finding]:
+def _notes(path: str, store: Store) -> list[Finding]:
     """Row sets that are not finished, and what was computed from other rows; silent where damage hides it."""
     try:
         run = Run.open(path)
@@ -133,27 +135,14 @@ def _notes(path: str, store: LocalStore) -> list[Finding]:
         try:
             row_set = run.row_set(name)
             missing = row_set.missing_blocks()
-            fingerprint = None if missing else row_set.fingerprint()
         except QuantascopeError:
             continue
         if missing:
             detail = f"{len(missing)} of {row_set.num_blocks} blocks are not collected yet"
             mend = "the collect command that made it goes on"
             notes.append(Finding(file=row_set.folder, kind="unfinished", detail=detail, mend=mend))
-        notes += [note for room in ("index", "quanta") for note in _stale(path, run, room, name, fingerprint)]
-    return notes
-
-
-def _stale(path: str, run: Run, room: str, rows: str, fingerprint: str | None) -> list[Finding]:
-    notes = []
-    for name in run.derived_names(room):
-        derived = run.derived(room, name)
-        try:
-            is_stale = derived.facts().get("rows") == rows and derived.source != fingerprint
-        except QuantascopeError:
-            continue
-        if is_stale:
-            mend = again(shlex.quote(str(path)), room, name)
-            detail = "computed from other rows than the run holds now; it is refused when asked"
-            notes.append(Finding(file=derived.folder, kind="stale", detail=detail, mend=mend))
+    for room, name, source in stale_parts(run):
+        mend = again(shlex.quote(str(path)), room, name)
+        detail = f"computed from other {source} than the run holds now; it is refused when asked"
+        notes.append(Finding(file=f"{room}/{name}", kind="stale", detail=detail, mend=mend))
     return notes

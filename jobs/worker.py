@@ -3,7 +3,11 @@
 Plain functions of a run, a row set and a model, so that tests can call them without Ray.
 """
 
-from functools import cached_property
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -13,18 +17,15 @@ from jaxtyping import Int
 
 from ..attribution.engine import GradientEngine
 from ..attribution.losses import TokenBatch, token_losses
-from ..attribution.selection import ends_seen_trigram, low_loss
 from ..errors import RunMismatchError, WorkerFailedError
 from ..storage.rowset import RowBlock, RowSet
 from ..storage.run import Run
 from .config import SetConfig
 from .model import LoadedModel, ModelSource, load_model
-from .plan import make_engine
+from .plan import make_engine, window_tokens
 from .precondition import stored_factors
+from .select import Selecting
 from .unit_rows import Task, batch_ids, unit_rows
-
-_SCAN_BATCH = 16
-"""Windows that go through the model together while scanning."""
 
 
 class Worker:
@@ -34,10 +35,39 @@ class Worker:
         torch.set_num_threads(config.rows.threads_per_worker)
         self._run = Run.open(path)
         self._set = self._run.new_row_set(set_name)
+        self._run.documents.keep_shards(2)  # blocks and tasks go through the documents in order
         self._config = config
-        self._loaded = load_model(model)
+        self._model = model
         self._batch_tokens: int | None = None
         """Less than planned, once the device's memory did not suffice."""
+        self._leaving = self._at_work = False
+
+    @cached_property
+    def _loaded(self) -> LoadedModel:
+        return load_model(self._model)
+
+    def prepare(self) -> None:
+        """Load the model, and leave when asked to: after the block at work, which is committed first."""
+        signal.signal(signal.SIGTERM, self._leave)
+        self._loaded  # noqa: B018 - read for its effect
+
+    def _leave(self, *_: object) -> None:
+        self._leaving = True
+        if not self._at_work:
+            os._exit(0)
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Marks a piece of work, and does not begin one on a machine that is about to go."""
+        if self._leaving:
+            import ray
+
+            ray.actor.exit_actor()
+        self._at_work = True
+        try:
+            yield
+        finally:
+            self._at_work = False
 
     @cached_property
     def _engine(self) -> GradientEngine[TokenBatch]:
@@ -49,9 +79,14 @@ class Worker:
             )
         return make_engine(self._config.rows, self._loaded, self._set.plan["projection"], stored_factors(self._set))[0]
 
-    def scan(self, windows: Int[np.ndarray, "window 3"]) -> pa.Table:
-        """The token-loss candidates of some windows (document, first token, last token exclusive), sorted."""
-        return scan_windows(self._run, windows, self._loaded, max_loss=self._config.selection.max_loss)
+    @cached_property
+    def _selecting(self) -> Selecting:
+        return make_selecting(self._run, self._set.name, self._config, self._loaded)
+
+    def scan(self, task: int) -> dict[str, Any]:
+        """Find and commit the candidates of one task of the selection; returns its record."""
+        with self._working():
+            return self._selecting.scan(task, partial(window_losses, self._run, self._loaded))
 
     def collect(self, block: int) -> dict[str, Any]:
         """Compute and commit one block; returns its record, with the tokens that its units read.
@@ -59,48 +94,27 @@ class Worker:
         Where the device's memory does not suffice, batches are halved, for this block and later ones, and the record
         says so. WorkerFailedError where not even one text fits.
         """
-        while True:
-            try:
-                content, num_tokens = collect_block(
-                    self._run, self._set, block, self._engine, batch_tokens=self._batch_tokens
-                )
-            except torch.OutOfMemoryError as error:
-                self._batch_tokens = _halved(self._batch_tokens or int(self._set.plan["batch_tokens"]), error)
-            else:
-                return self._set.commit(block, content) | {"num_tokens": num_tokens}
+        with self._working():
+            while True:
+                try:
+                    content, num_tokens = collect_block(
+                        self._run, self._set, block, self._engine, batch_tokens=self._batch_tokens
+                    )
+                except torch.OutOfMemoryError as error:
+                    self._batch_tokens = _halved(self._batch_tokens or int(self._set.plan["batch_tokens"]), error)
+                else:
+                    return self._set.commit(block, content) | {"num_tokens": num_tokens}
 
 
-def scan_windows(run: Run, windows: Int[np.ndarray, "window 3"], loaded: LoadedModel, *, max_loss: float) -> pa.Table:
-    """Tokens with a loss below `max_loss` nats that end no seen trigram and count for the loss."""
-    parts = []
-    for start in range(0, len(windows), _SCAN_BATCH):
-        chosen = windows[start : start + _SCAN_BATCH]
-        losses = _all_losses(run, chosen, loaded)
-        for (document, first, last), loss in zip(chosen, losses, strict=True):
-            stored = run.documents[int(document)]
-            seen = ends_seen_trigram(stored.tokens)[first:last] | ~stored.counts[first:last]
-            position = low_loss(loss, seen, max_loss=max_loss)
-            target = int(first) + position
-            parts.append(
-                {
-                    "document": np.full(len(position), document),
-                    "first_token": np.full(len(position), first),
-                    "last_token": target,
-                    "text_start": stored.starts[target],
-                    "text_end": stored.ends[target],
-                    "loss": loss[position],
-                }
-            )
-    columns = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-    return pa.table(
-        {
-            "document": pa.array(columns["document"], pa.int64()),
-            "first_token": pa.array(columns["first_token"], pa.int32()),
-            "last_token": pa.array(columns["last_token"], pa.int32()),
-            "text_start": pa.array(columns["text_start"], pa.int32()),
-            "text_end": pa.array(columns["text_end"], pa.int32()),
-            "loss": pa.array(columns["loss"], pa.float32()),
-        }
+def make_selecting(run: Run, set_name: str, config: SetConfig, loaded: LoadedModel) -> Selecting:
+    """The selection of a row set, the same on the driver and on every worker."""
+    return Selecting(
+        run,
+        set_name,
+        config.selection,
+        window_tokens=window_tokens(config, loaded),
+        loaded=loaded,
+        num_threads=config.rows.threads_per_worker,
     )
 
 
@@ -129,16 +143,16 @@ def collect_block(
     """
     plan = row_set.plan if batch_tokens is None else row_set.plan | {"batch_tokens": batch_tokens}
     first, last = row_set.block_range(block)
-    selection = row_set.selection()
-    units = selection.slice(first, last - first)
-    made = unit_rows(Task(run=run, units=units, selection=selection, engine=engine, plan=plan))
+    reach = int(plan["window_tokens"]) + 1  # a window has at most so many units
+    units, around = (row_set.selected.slice(first - far, last + far) for far in (0, reach))
+    made = unit_rows(Task(run=run, units=units, around=around, engine=engine, plan=plan))
     table = units.set_column(units.column_names.index("loss"), "loss", pa.array(made.losses, pa.float32()))
     content = RowBlock(rows=made.rows, block_norms=made.block_norms, units=table, batch_tokens=batch_tokens)
     return content, made.num_tokens
 
 
 @torch.no_grad()
-def _all_losses(run: Run, windows: Int[np.ndarray, "window 3"], loaded: LoadedModel) -> list[np.ndarray]:
+def window_losses(run: Run, loaded: LoadedModel, windows: Int[np.ndarray, "window 3"]) -> list[np.ndarray]:
     """Each window's token losses; infinity for its first token, which nothing predicts."""
     spans = [(int(d), int(f), int(e)) for d, f, e in windows]
     lengths = [last - first for _, first, last in spans]

@@ -129,3 +129,15 @@ class WorkerFailedError(QuantascopeError, RuntimeError):
     """Blocks that failed on every try; names them and the last cause."""
 
     exit_status = 20
+
+
+class StoreUnavailableError(QuantascopeError, ConnectionError):
+    """An object store that does not answer, after a bounded number of tries; names it, and the last cause."""
+
+    exit_status = 21
+
+
+class StoreAccessError(QuantascopeError, PermissionError):
+    """Credentials for an object store that are missing, or that it refuses; names the store and the variables."""
+
+    exit_status = 22

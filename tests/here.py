@@ -29,8 +29,8 @@ class Actor:
 class Pool:
     """Stands for a WorkerPool: one worker, and the first error is raised as it is."""
 
-    def __init__(self, make_worker, num_workers):
-        assert num_workers == 1
+    def __init__(self, make_worker, num_workers, **_):
+        assert num_workers in (None, 1)
         self._worker = make_worker()
 
     def __enter__(self):
@@ -39,9 +39,19 @@ class Pool:
     def __exit__(self, *_):
         """Leave nothing behind; there is no process to end."""
 
-    def run(self, tasks, submit, *, on_done):
+    def run(self, tasks, submit, *, on_done, what="block"):
         for task in tasks:
             on_done(task, submit(self._worker, task)._made_of)
+
+
+class Uncounted:
+    """Stands for Ray's metrics."""
+
+    def __init__(self, run):
+        self.pool = lambda _: None
+
+    def listen(self, listener):
+        return listener
 
 
 @contextmanager
@@ -50,6 +60,7 @@ def workers_here():
     with pytest.MonkeyPatch.context() as patch:
         # In place of the module: a Ray that is imported here, before `ray_session` sets its token, never takes one.
         patch.setitem(sys.modules, "ray", SimpleNamespace(remote=Actor))
-        patch.setattr("quantascope.jobs.collect.WorkerPool", Pool)
-        patch.setattr("quantascope.jobs.collect.ray_session", lambda _: nullcontext(1))
+        patch.setattr("quantascope.jobs.passes.WorkerPool", Pool)
+        patch.setattr("quantascope.jobs.passes.ray_session", lambda _: nullcontext(1))
+        patch.setattr("quantascope.jobs.passes.Metrics", Uncounted)
         yield

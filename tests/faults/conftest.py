@@ -9,6 +9,7 @@ import pytest
 
 from tests.command_line import run_main
 from tests.here import workers_here
+from tests.s3_server import bucket, s3  # noqa: F401 - fixtures
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def read_quanta(root):
     quanta = Quanta(Run.open(root))
     assert len(quanta.units) == 12
     assert len(quanta.table) > 0
-    quanta.rows, quanta.centroids, quanta.merges, quanta.address()
+    quanta.rows, quanta.centroids, quanta.merges, quanta.tree_table, quanta.address()
     quanta.run.derived("quanta", "main").array("layout")
 
 

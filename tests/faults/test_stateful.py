@@ -1,4 +1,4 @@
-"""A model of a run, in memory, against the real one: commits, deaths, new openings, removals, derived folders."""
+"""A model of a run, in memory, against the real one: commits, deaths, new openings, removals, what is derived."""
 
 import shutil
 import tempfile
@@ -15,6 +15,7 @@ from quantascope.errors import RunNotFoundError
 from quantascope.jobs.copying import copy
 from quantascope.jobs.verify import verify
 from quantascope.storage import RowBlock, Run
+from quantascope.storage.begun import Begun
 from quantascope.storage.run import remove_part
 from tests.command_line import contents
 from tests.faults.dying_disk import Death, dying_disk
@@ -34,6 +35,10 @@ def rows_of(name, block, version):
     return RowBlock(rows=rows, block_norms=np.linalg.norm(rows, axis=1, keepdims=True), units=units)
 
 
+def begun_of(run, name):
+    return Begun(run.store, f"rows/{name}", "key")
+
+
 class RunMachine(RuleBasedStateMachine):
     """What was committed stays what it was, whoever died since."""
 
@@ -46,9 +51,18 @@ class RunMachine(RuleBasedStateMachine):
         self.rows: dict[str, dict[int, int]] = {}
         """Row set → block → the version of it that was committed."""
         self.derived: dict[str, int] = {}
+        self.begun: dict[str, dict[int, int]] = {}
+        """Stage → shard → the version of it that was committed while the stage is not finished."""
 
     def teardown(self):
         shutil.rmtree(self.folder)
+
+    def freeze_now(self, name, *, note=True):
+        units = pa.table({"unit": pa.array(range(NUM_UNITS), pa.int64())})
+        row_set = Run.open(self.path).new_row_set(name)
+        row_set.freeze(PLAN, row_set.write_selection([units.slice(0, 3), units.slice(3)]))
+        if note:
+            self.rows.setdefault(name, {})
 
     def run_until(self, death, action):
         """Whether the action came to its end before the death."""
@@ -62,8 +76,7 @@ class RunMachine(RuleBasedStateMachine):
 
     @rule(name=SETS, death=DEATHS)
     def freeze(self, name, death):
-        units = pa.table({"unit": pa.array(range(NUM_UNITS), pa.int64())})
-        self.run_until(death, lambda: Run.open(self.path).new_row_set(name).freeze(PLAN, units))
+        self.run_until(death, lambda: self.freeze_now(name, note=False))
         if name in Run.open(self.path).row_sets():
             self.rows.setdefault(name, {})
 
@@ -75,6 +88,28 @@ class RunMachine(RuleBasedStateMachine):
         self.run_until(death, lambda: row_set.commit(block, rows_of(name, block, version)))
         if block not in Run.open(self.path).row_set(name).missing_blocks():
             self.rows[name].setdefault(block, version)
+
+    @rule(name=SETS, shard=BLOCKS, version=st.integers(0, 3), death=DEATHS)
+    def begin(self, name, shard, version, death):
+        """A part of a selection; whoever comes second finds the first one's."""
+        begun = begun_of(Run.open(self.path), name)
+        self.run_until(death, lambda: begun.commit(shard, pa.table({"x": [version] * (shard + 1)}), {"v": version}))
+        if shard in begun_of(Run.open(self.path), name).committed():
+            self.begun.setdefault(name, {}).setdefault(shard, version)
+
+    @rule(name=SETS, death=DEATHS)
+    def forget(self, name, death):
+        """The stage is finished: all its parts go, or none."""
+        self.run_until(death, lambda: begun_of(Run.open(self.path), name).clear())
+        if not begun_of(Run.open(self.path), name).committed():
+            self.begun.pop(name, None)
+
+    @precondition(lambda self: self.rows)
+    @rule(data=st.data(), more=st.integers(1, 3))
+    def add(self, data, more):
+        """More rows of a run are another row set; those that are there stay as they are."""
+        name = f"{data.draw(st.sampled_from(sorted(self.rows)))}-{more}"[:6]
+        self.freeze_now(name)
 
     @rule(version=st.integers(0, 3), death=DEATHS)
     def derive(self, version, death):
@@ -93,6 +128,7 @@ class RunMachine(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.rows)))
         remove_part(Run.open(self.path), rows=name)
         del self.rows[name]
+        self.begun.pop(name, None)
 
     @rule(death=DEATHS)
     def copy(self, death):
@@ -124,6 +160,12 @@ class RunMachine(RuleBasedStateMachine):
                 raw = rows_of(name, block, version).rows
                 wanted = raw / np.linalg.norm(raw, axis=1, keepdims=True) * np.sqrt(DIM)
                 np.testing.assert_allclose(row_set.stored_block(block), wanted, atol=2e-3)
+        for name in ("one", "two"):
+            begun = begun_of(run, name)
+            assert begun.committed() == sorted(self.begun.get(name, {}))
+            for shard, version in self.begun.get(name, {}).items():
+                assert begun.table(shard)["x"].to_pylist() == [version] * (shard + 1)
+                assert begun.record(shard)["facts"] == {"v": version}
         assert run.derived_names("quanta") == sorted(self.derived)
         for name, version in self.derived.items():
             found = run.derived("quanta", name)

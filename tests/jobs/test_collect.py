@@ -1,3 +1,7 @@
+import os
+import signal
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +31,7 @@ from quantascope.storage import RowBlock, Run
 from quantascope.storage.local import LocalStore
 from tests.command_line import contents
 from tests.here import workers_here
-from tests.jobs.flaky import Flaky
+from tests.jobs.flaky import Flaky, Leaving
 from tests.plain_loop import plain_rows
 from tests.tiny import save_tiny
 
@@ -154,7 +158,13 @@ def test_evidence_is_stored_for_its_quanta_and_refused_for_others(tiny_run):
     run = Run.open(tiny_run)
     quanta = make_quanta(run, QUANTA)
     found = measure(quanta, roles=lambda _, units: np.arange(len(units)) % 2, num_shuffles=20)
-    assert [row["name"] for row in found["rows"]] == ["quanta", "target token", "previous token"]
+    assert [row["name"] for row in found["rows"]] == [
+        "quanta",
+        "target token",
+        "previous token",
+        "words before (tf–idf)",
+        "random directions",
+    ]
     assert Quanta(run).evidence() == found
     again = make_quanta(run, QuantaConfig(clusterer=AverageLinkage(num_quanta=3)))
     with pytest.raises(RunMismatchError, match="compute it again"):
@@ -189,3 +199,56 @@ def test_dead_and_failing_workers_cost_their_task_and_no_more(ray_cluster, tmp_p
         pytest.raises(QuantascopeError, match="Block 9 failed 3"),
     ):
         pool.run([9], lambda w, t: w.work.remote(t), on_done=done.__setitem__)
+
+
+def test_a_worker_that_is_told_to_leave_ends_its_block_first(ray_cluster, tmp_path, caplog):
+    """As a machine that is about to be taken away tells it, with SIGTERM; nothing is held against the next block."""
+    import ray
+
+    actor = ray.remote(Leaving)
+    done, struck = {}, []
+
+    def submit(worker, task):
+        reference = worker.nap.remote(task)
+        if task == 0:
+            struck.append(threading.Thread(target=tell_to_leave, args=(tmp_path,)))
+            struck[0].start()
+        return reference
+
+    with WorkerPool(lambda: actor.remote(tmp_path), 1, prepare=lambda w: w.prepare.remote()) as pool:
+        pool.run(range(3), submit, on_done=done.__setitem__)
+    struck[0].join()
+    assert done[0] != done[1] == done[2], "the one that was told ended its block, another did the rest"
+    assert sorted(done) == [0, 1, 2]
+    assert len(list(tmp_path.glob("*-begun-*"))) == 3, "no block was begun twice"
+    assert "tried again" not in caplog.text
+
+
+def tell_to_leave(folder):
+    deadline = time.monotonic() + 60
+    while not (begun := list(folder.glob("0-begun-*"))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(int(begun[0].name.rpartition("-")[2]), signal.SIGTERM)
+
+
+def test_no_more_is_given_out_than_there_are_workers(ray_cluster, tmp_path):
+    """However slow the driver or the store: a worker gets its next piece when its last result was taken."""
+    import ray
+
+    actor = ray.remote(Flaky)
+    given, taken, most = set(), set(), 0
+
+    def submit(worker, task):
+        nonlocal most
+        given.add(task)
+        most = max(most, len(given) - len(taken))
+        return worker.work.remote(task)
+
+    def done(task, _):
+        time.sleep(0.05)
+        taken.add(task)
+
+    with WorkerPool(lambda: actor.remote(tmp_path), 2) as pool:
+        pool.run(range(20, 60), submit, on_done=done)
+    assert taken == set(range(20, 60))
+    assert most == 2

@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from quantascope.errors import BadWeightsError, ConfigurationError, ModelNotFoundError, RemoteCodeError
 from quantascope.jobs.model import ModelSource, check_model, load_model, model_fingerprint
+from quantascope.jobs.model_spread import placement, require_placed
 from quantascope.jobs.tokens import tokenizer_fingerprint
 from tests.tiny import save_tiny, tiny_neox, tiny_tokenizer
 
@@ -427,3 +429,31 @@ def test_sharded_weights(tmp_path):
     assert parts.fingerprint == whole.fingerprint
     assert parts.facts.num_parameters == whole.facts.num_parameters
     assert parts.tokenizer_fingerprint == whole.tokenizer_fingerprint
+
+
+def test_spread_is_the_cpu_where_there_is_no_gpu(tiny_model_folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    loaded = load_model(source(tiny_model_folder, device="spread"))
+    assert loaded.model.device.type == "cpu"
+    assert loaded.fingerprint == load_model(source(tiny_model_folder)).fingerprint
+
+
+def test_what_the_gpus_cannot_hold_is_refused_before_and_after_it_is_read(tiny_model_folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (20_000, 40_000))
+    with pytest.raises(ConfigurationError, match=r"0\.0 GB as float32; .* weights may take nine tenths\. Give more"):
+        load_model(source(tiny_model_folder, device="spread"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (10**9, 10**9))
+    facts = check_model(source(tiny_model_folder))
+    assert placement(source(tiny_model_folder), facts) == {"device_map": "balanced"}
+    for places, is_placed in (({"": 0}, True), ({"a": 0, "b": 1}, True), ({"a": 0, "b": "cpu"}, False)):
+        with nullcontext() if is_placed else pytest.raises(ConfigurationError, match="b would be offloaded"):
+            require_placed(SimpleNamespace(hf_device_map=places), source(tiny_model_folder))
+
+
+def test_spreading_needs_accelerate(tiny_model_folder, monkeypatch):
+    monkeypatch.setattr("quantascope.jobs.model_spread.find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigurationError, match="pip install accelerate"):
+        load_model(source(tiny_model_folder, device="spread"))

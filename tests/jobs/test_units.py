@@ -20,10 +20,10 @@ from quantascope.attribution.projection import TensorSketch
 from quantascope.errors import ConfigurationError
 from quantascope.jobs import plan as plans
 from quantascope.jobs.config import UNIT_TYPES, SelectionConfig, SetConfig
-from quantascope.jobs.select import select_units
+from quantascope.jobs.select import Selecting, select_units
 from quantascope.jobs.tokens import spans
 from quantascope.jobs.unit_rows import fill_batches
-from quantascope.jobs.worker import collect_block, scan_windows
+from quantascope.jobs.worker import collect_block, window_losses
 from quantascope.storage import Run, StoredDocument
 from tests.plain_loop import assert_equal_rows, plain_rows
 from tests.tiny import tiny_neox
@@ -78,10 +78,11 @@ def stored(index, facts):
 def select(run, unit_type, *, model=None, window=WINDOW, **options):
     config = SelectionConfig(unit_type=unit_type, **options)
 
-    def scan(tasks):
-        return [scan_windows(run, t, SimpleNamespace(model=model), max_loss=config.max_loss) for t in tasks]
-
-    return config, select_units(run, config, window, scan)
+    loaded = SimpleNamespace(model=model, fingerprint="x") if unit_type == "token-loss" else None
+    selecting = Selecting(run, "x", config, window_tokens=window, loaded=loaded)
+    units = select_units(selecting, lambda windows: window_losses(run, loaded, windows))
+    selecting.done()
+    return config, units
 
 
 def collected(run, engine, unit_type, *, rows_per_block=100, batch_tokens=24, window=WINDOW, **options):
@@ -250,7 +251,7 @@ def test_a_contribution_is_its_positions_share(run, engine):
         loss = cross_entropy(engine.model(inputs_embeds=inputs).logits[0, :-1], ids[1:])
         gradient = torch.autograd.grad(loss, inputs)[0][0, place]
         full = torch.zeros_like(embedding.weight).index_add(0, ids[place : place + 1], gradient[None])
-        wanted = engine._projections[name].project(full[None])
+        wanted = engine.passes.projections[name].project(full[None])
         assert_equal_rows(rows[place][None, engine.columns[name]], wanted)
         assert unit["last_token"] == place
         assert unit["text_start"] == 3 * place
