@@ -40,6 +40,11 @@ NOT_RUN = {
     "export RAY_AUTH": "belongs to the command on the cluster after it",
     "ray ": "needs a cluster; that command and flags exist is checked",
     "cd api/report/web": "needs Node and a network",
+    "quantascope import bergson-index": "needs bergson's index; tests/jobs/test_importing.py imports one",
+    "quantascope cluster runs/theirs": "belongs to the import before it",
+    "docker ": "needs Docker; tests/test_deploy.py checks the Dockerfile",
+    "kubectl ": "needs a cluster; tests/test_deploy.py checks the manifests",
+    "KUBERAY_CRDS=": "needs KubeRay's definitions",
 }
 """Beginning of a command → why the tests do not run it."""
 
@@ -149,7 +154,8 @@ def require_flags(words: list[str]) -> None:
         known = set()
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file(), words[1]
-        known = {"--quick", "--json", "--threads", "--seed", "--model"}
+        sources = [(ROOT / name).read_text(encoding="utf-8") for name in (words[1], "benchmarks/result.py")]
+        known = {flag for source in sources for flag in re.findall(r'add_argument\(\s*"(--[a-z-]+)"', source)}
     else:
         return
     given = {word.split("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)}
