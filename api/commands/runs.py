@@ -31,9 +31,7 @@ def remove(
     from ...storage.run import Run, remove_part, remove_run
 
     opened = Run.open(run)
-    parts = [
-        (f"{kind} {name}", name) for kind, name in (("row set", rows), ("quanta", quanta), ("ledger", ledger)) if name
-    ]
+    parts = [f"{kind} {name}" for kind, name in (("row set", rows), ("quanta", quanta), ("ledger", ledger)) if name]
     if len(parts) > 1:
         raise ConfigurationError("Give one of --rows, --quanta and --ledger, not several.")
     what = f"{parts[0]} of {run}" if parts else f"the run {run}"

@@ -187,7 +187,7 @@ def test_rm_of_a_part_leaves_the_rest(cli, refused, run_copy):
     assert "it has token-loss" in refused(RunNotFoundError, "rm", run_copy, "--rows", "other", "--yes")
     refused(ConfigurationError, "rm", run_copy, "--rows", "../rows", "--yes")
     assert contents(run_copy) == before
-    cli("rm", run_copy, "--quanta", "main", "--yes")
+    assert f"removed quanta main of {run_copy}\n" == cli("rm", run_copy, "--quanta", "main", "--yes")[0]
     left = {k: v for k, v in before.items() if k.split("/")[0] in ("manifest.json", "documents", "rows")}
     assert contents(run_copy) == left
     cli("rm", run_copy, "--rows", "token-loss", "--yes")

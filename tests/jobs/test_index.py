@@ -124,6 +124,8 @@ def test_new_rows_are_found_before_they_are_added_and_added_without_a_rebuild(ru
     assert grown.facts["num_rows"] == 7 * SIZE - 2
     assert grown.uncovered() == []
     assert (search(run, asked, 10, index=kind).units == new[:, None]).any(axis=1).all()
+    if kind == "flat":
+        assert np.array_equal(search(run, asked, 10, index=kind).units, search(run, asked, 10).units)
     assert make_index(run, config(kind)).facts == grown.facts
     assert len(added) == 2
 

@@ -9,15 +9,16 @@ import { explain } from "./tip.js";
 export function evidence(data) {
   const { sentence, first, second, plain, rows } = data.evidence ?? { rows: [] };
   const scales = ["first", "second"].map((key) => scaleOf(rows.map((row) => row[key]).filter(Boolean)));
+  const shown = { second: rows.some((row) => row.second), plain: rows.some((row) => !missing(row.plain)) };
   const head = (measure) => h("th", { scope: "col" }, explain(h("span", null, prose(measure.name, 80)), measure));
   const element = h("section", { class: "page evidence" },
     h("h2", null, "Evidence"),
     sentence ? h("p", { class: "lead" }, prose(sentence)) : null,
     rows.length && first
       ? h("div", { class: "scroll" }, h("table", null,
-          h("thead", null, h("tr", null, h("th", { scope: "col" }, "Rows"), head(first), head(second), head(plain))),
+          h("thead", null, h("tr", null, h("th", { scope: "col" }, "Rows"), head(first), shown.second ? head(second) : null, shown.plain ? head(plain) : null)),
           h("tbody", null, rows.map((row) => h("tr", { class: row.ours ? "ours" : null },
-            h("th", { scope: "row" }, prose(row.name, 160)), cells(row.first, scales[0]), cells(row.second, scales[1]), h("td", { class: "number" }, fixed(row.plain)))))))
+            h("th", { scope: "row" }, prose(row.name, 160)), cells(row.first, scales[0]), shown.second ? cells(row.second, scales[1]) : null, shown.plain ? h("td", { class: "number" }, fixed(row.plain)) : null)))))
       : empty("No comparison was made in this run."),
     rows.length ? h("p", { class: "quiet" }, "Dot: the value. Line: its 95 % interval. Grey: what the null reaches in 99 of 100 cases; a dot inside the grey shows nothing.") : null,
     data.together.length ? h("section", { class: "part" }, h("h3", null, "All quanta together"), h("ul", { class: "together" }, data.together.map((one) => h("li", null, prose(one, 600))))) : null);
