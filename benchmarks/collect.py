@@ -273,7 +273,7 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--rounds", type=int, default=None, help="15, or 5 with --quick")
     parser.add_argument("--widths", action="store_true", help="other widths and lengths too")
-    parser.add_argument("--compile", action="store_true", help="torch.compile too, which takes minutes")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too: slow, over ten minutes")
     parser.add_argument("--memory-of", help="print the peak memory of one kind of work, and nothing else")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
