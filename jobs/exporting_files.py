@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from ..errors import ConfigurationError, NoSpaceError
 from ..storage.checked import encode_json, fingerprint
+from ..storage.local import sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,8 +118,8 @@ def write_export(
                 _write(temporary / "README.md", _readme(target, facts).encode())
                 if target.format == "datasets":
                     _finish_dataset(temporary, files, facts)
-                _sync(folder)
-                _sync(temporary)
+                sync_folder(folder)
+                sync_folder(temporary)
                 _give_name(temporary, target.path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -277,21 +278,13 @@ def _give_name(source: Path, target: Path) -> None:
             raise ConfigurationError(f"{target} exists already: choose another --to, or remove it.") from error
         raise
     try:
-        _sync(target.parent)
+        sync_folder(target.parent)
     except OSError:
         if target.is_dir():
             target.rename(source)
         else:
             target.unlink()
         raise
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

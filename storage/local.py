@@ -87,7 +87,7 @@ class LocalStore(Store):
                 os.link(temporary, target)
             except FileExistsError:
                 return False
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
             return True
 
     def replace(self, key: str, data: bytes | Iterable[bytes]) -> None:
@@ -96,7 +96,7 @@ class LocalStore(Store):
             target = self.path(key)
             _make_folder(target.parent)
             temporary.replace(target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
 
     @contextmanager
     def new_folder(self, key: str) -> Iterator["LocalStore"]:
@@ -112,7 +112,7 @@ class LocalStore(Store):
                 if target.exists():
                     target.rename(older)
                 temporary.root.rename(target)
-                _sync_folder(target.parent)
+                sync_folder(target.parent)
         finally:
             shutil.rmtree(temporary.root, ignore_errors=True)
             shutil.rmtree(older, ignore_errors=True)
@@ -134,15 +134,15 @@ class LocalStore(Store):
             if target.is_dir():
                 self.remove(to)
             source.rename(target)
-            _sync_folder(target.parent)
-            _sync_folder(source.parent)
+            sync_folder(target.parent)
+            sync_folder(source.parent)
 
     def remove(self, key: str) -> None:
         """Remove a folder or file: first out of sight, then for good."""
         doomed = self._temporary_path()
         doomed.parent.mkdir(parents=True, exist_ok=True)
         self.path(key).rename(doomed)
-        _sync_folder(self.path(key).parent)
+        sync_folder(self.path(key).parent)
         shutil.rmtree(doomed) if doomed.is_dir() else doomed.unlink()
 
     def sweep(self) -> None:
@@ -227,10 +227,11 @@ def _make_folder(folder: Path) -> None:
     if folder != folder.parent:
         _make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make a folder's entries outlast a power loss."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

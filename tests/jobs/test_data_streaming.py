@@ -4,6 +4,8 @@ import gzip
 import json
 import struct
 import tracemalloc
+from contextlib import suppress
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -337,10 +339,21 @@ def test_the_commit_is_asked_for_once_and_used(monkeypatch):
     assert data_sources._pin(DataSource(dataset="some/data", revision="main")) == "0123abcd"
 
 
+def open_below(folder):
+    """Files of this process below a folder."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the one that lists them
+            found.append(descriptor.readlink())
+    return [path for path in found if path.is_relative_to(folder)]
+
+
 def test_what_is_read_is_closed(tmp_path):
     """A reading that is given up leaves no file open (warnings are errors here)."""
     for name in ("rows.jsonl", "rows.jsonl.zst", "shards"):
         FORMATS[name](tmp_path / name)
         reader = read_documents(source(tmp_path / name))
         next(reader)
+        assert open_below(tmp_path)
         del reader
+        assert not open_below(tmp_path)
