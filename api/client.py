@@ -27,12 +27,12 @@ from .answers import UsedQuantum as UsedQuantum
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..jobs.clustered import Quanta
-    from ..jobs.compare import StoredComparison
-    from ..jobs.contexts import Contexts
-    from ..jobs.emerge import StoredEmergence
-    from ..jobs.ledger import StoredLedger
-    from ..jobs.trace import ScoredUnits, Tracer
+    from ..jobs.change.compare import StoredComparison
+    from ..jobs.change.emerge import StoredEmergence
+    from ..jobs.ledger.keeping import StoredLedger
+    from ..jobs.quanta.clustered import Quanta
+    from ..jobs.quanta.contexts import Contexts
+    from ..jobs.quanta.trace import ScoredUnits, Tracer
 
 _CONTEXT_TOKENS = 24
 
@@ -85,7 +85,7 @@ class Client:
         """
         if grain is None:
             return [self.quantum(i) for i in range(len(self._quanta.table))]
-        from ..jobs.grains import at_grain
+        from ..jobs.quanta.grains import at_grain
 
         return [_quantum(row) for row in at_grain(self._quanta, grain).to_pylist()]
 
@@ -102,7 +102,7 @@ class Client:
 
         RunNotFoundError for quanta that an older version stored.
         """
-        from ..jobs.grains import tree_nodes
+        from ..jobs.quanta.grains import tree_nodes
 
         return [TreeNode(**row) for row in tree_nodes(self._quanta, fine=fine)]
 
@@ -120,7 +120,7 @@ class Client:
         leads down into the side that holds more of them, while that is more than half. Raises ConfigurationError unless
         exactly one is given, RunNotFoundError for what is not there.
         """
-        from ..jobs.grains import ancestors
+        from ..jobs.quanta.grains import ancestors
 
         steps, count = ancestors(self._quanta, unit=unit, document=document, group=group, quantum=quantum)
         return [
@@ -246,26 +246,26 @@ class Client:
 
     def ledger(self, name: str = "main") -> "StoredLedger":
         """The books of the training that the run was given: balance, losses, time course, documents."""
-        from ..jobs.ledger import read_ledger
+        from ..jobs.ledger.keeping import read_ledger
 
         return read_ledger(self.run, name)
 
     def emergence(self) -> "StoredEmergence":
         """When each of these quanta formed, as `quantascope emerge` found it."""
-        from ..jobs.emerge import read_emergence
+        from ..jobs.change.emerge import read_emergence
 
         return read_emergence(self.run, self.quanta_name)
 
     def comparison(self, name: str) -> "StoredComparison":
         """What `quantascope compare` found and stored under that name."""
-        from ..jobs.compare import read_comparison
+        from ..jobs.change.compare import read_comparison
 
         return read_comparison(self.run, name)
 
     def use_model(self, model: str) -> None:
         """Trace with this copy of the checkpoint (its fingerprint is compared), where the run's own path is gone."""
-        from ..jobs.model import ModelSource
-        from ..jobs.trace import Tracer
+        from ..jobs.models.model import ModelSource
+        from ..jobs.quanta.trace import Tracer
 
         dtype = self._quanta.row_set.plan["model"]["dtype"]
         self.__dict__["_tracer"] = Tracer(self._quanta, ModelSource(model=model, dtype=dtype))
@@ -297,7 +297,7 @@ class Client:
 
     @cached_property
     def _quanta(self) -> "Quanta":
-        from ..jobs.clustered import Quanta
+        from ..jobs.quanta.clustered import Quanta
 
         names = self.run.derived_names("quanta")
         if self.quanta_name not in names:
@@ -309,13 +309,13 @@ class Client:
 
     @cached_property
     def _contexts(self) -> "Contexts":
-        from ..jobs.contexts import Contexts
+        from ..jobs.quanta.contexts import Contexts
 
         return Contexts(self.run)
 
     @cached_property
     def _tracer(self) -> "Tracer":
-        from ..jobs.trace import Tracer
+        from ..jobs.quanta.trace import Tracer
 
         return Tracer(self._quanta)
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigurationError
 from .blocks import Block, find_blocks
+from .devices import on_device
 from .projection.base import Projection
 from .proof import Proof
 from .taps.checkpoint import layers_of
@@ -106,13 +107,15 @@ class GradientEngine(Generic[Batch]):
         """The row of each loss.
 
         `example[u]` is the example (index along the first axis) that unit u's loss belongs to, and must be the only
-        one that it depends on; without it, unit u belongs to example u. `num_examples` is needed where the last
-        example has no unit; where neither is given, a forward pass more finds it out. Raises CoverageError for losses
-        that mix examples, or that use none of the parameters.
+        one that it depends on; without it, unit u belongs to example u. It may lie on the CPU whatever the model's
+        device is, and then no GPU is made to wait for it. `num_examples` is needed where the last example has no unit;
+        where neither is given, a forward pass more finds it out. Raises CoverageError for losses that mix examples, or
+        that use none of the parameters.
         """
         is_one_each = example is None
         own, number = self._prepare(batch, losses, example, num_examples)
-        groups = [own] if is_one_each else _passes(own)
+        groups = [own] if is_one_each else _passes(own, self.device)
+        own = on_device(own, self.device)
         return self.proof.settled(lambda: self._rows(batch, losses, own, groups, num_examples=number))
 
     def contributions(
@@ -223,12 +226,12 @@ def _examples(
     return example, num_examples or int(example.max()) + 1
 
 
-def _passes(example: Int[Tensor, " unit"]) -> list[Tensor]:
-    """Units sorted into as few groups as possible, with at most one unit per example in each."""
-    host = example.cpu()  # before the forward pass: its groups' sizes are asked for, which would make a GPU wait
+def _passes(example: Int[Tensor, " unit"], device: torch.device) -> list[Tensor]:
+    """Units sorted into as few groups as possible, with at most one unit per example in each; on a device."""
+    host = example.cpu()  # the groups' sizes are asked for
     order = torch.argsort(host, stable=True)
     ordered = host[order]
     first = torch.searchsorted(ordered, ordered)
     rank = torch.arange(len(order)) - first
     groups = range(int(rank.max()) + 1) if len(order) else []
-    return [order[rank == p].to(example.device) for p in groups]
+    return [on_device(order[rank == p], device) for p in groups]

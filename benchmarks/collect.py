@@ -28,7 +28,7 @@ from quantascope.attribution.engine import GradientEngine
 from quantascope.attribution.losses import TokenBatch, mean_losses, token_losses
 from quantascope.attribution.projection import Projection, TensorSketch, TwoSided
 from quantascope.attribution.schedule import schedule_tokens
-from quantascope.jobs.unit_rows import fill_batches
+from quantascope.jobs.collecting.unit_rows import fill_batches
 
 PROJECTIONS: dict[str, Projection] = {
     "two-sided": TwoSided(dim_per_block=256),

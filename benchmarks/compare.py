@@ -22,10 +22,10 @@ from torch.nn.functional import cross_entropy
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from quantascope.attribution.blocks import find_blocks
+from quantascope.attribution.change.compare import Changes, changes_against_documents, changes_against_seeds
+from quantascope.attribution.change.lesions import lesioned
 from quantascope.attribution.clustering import AverageLinkage, Refined
-from quantascope.attribution.compare import Changes, changes_against_documents, changes_against_seeds
 from quantascope.attribution.engine import GradientEngine
-from quantascope.attribution.lesions import lesioned
 from quantascope.attribution.losses import TokenBatch, token_losses
 from quantascope.attribution.projection import TensorSketch
 from quantascope.attribution.whitening import Whitener, WhiteningConfig

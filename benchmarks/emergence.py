@@ -15,8 +15,8 @@ from result import Bar, arguments, finish
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from quantascope.attribution.emergence import EmergenceConfig, find_emergence, order_against_frequency
-from quantascope.attribution.transitions import half_way
+from quantascope.attribution.change.emergence import EmergenceConfig, find_emergence, order_against_frequency
+from quantascope.attribution.change.transitions import half_way
 
 _EVERY = 20
 _DENSE_EXAMPLES = 1_024

@@ -19,8 +19,8 @@ from planted_rows import Planted, planted_run
 from result import Bar, arguments, finish
 from threadpoolctl import threadpool_limits
 
-from quantascope.attribution.kmeans import KMeans, KMeansConfig, assign, kmeans
-from quantascope.attribution.nearest_coarse import fastest_precision
+from quantascope.attribution.search.coarse import fastest_precision
+from quantascope.attribution.search.kmeans import KMeans, KMeansConfig, assign, kmeans
 from quantascope.jobs.stored_rows import StoredRows
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -58,10 +58,15 @@ def scikit(name: str, num_clusters: int, seed: int, rows: np.ndarray) -> np.ndar
     from sklearn.cluster import KMeans as Whole
     from sklearn.cluster import MiniBatchKMeans
 
-    kind = Whole if name == "KMeans" else MiniBatchKMeans
+    whole = name == "KMeans"
+    estimator = (
+        Whole(num_clusters, random_state=seed, copy_x=False)
+        if whole
+        else MiniBatchKMeans(num_clusters, random_state=seed)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return kind(num_clusters, random_state=seed, copy_x=False).fit(rows).cluster_centers_
+        return estimator.fit(rows).cluster_centers_
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ import pyarrow as pa
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from quantascope.jobs.candidates import SCAN_BATCH
-from quantascope.jobs.worker import Worker
+from quantascope.jobs.collecting.candidates import SCAN_BATCH
+from quantascope.jobs.collecting.worker import Worker
 from quantascope.storage import RowBlock, Run
 from quantascope.storage.documents import Totals
 from quantascope.storage.local import LocalStore

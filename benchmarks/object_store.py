@@ -26,12 +26,12 @@ from made_up_runs import save_model, texts
 from models import neox
 from result import Bar, arguments, finish
 
-from quantascope.jobs.collect import collect
-from quantascope.jobs.collection import Collection
-from quantascope.jobs.config import RowConfig, SelectionConfig, SetConfig
-from quantascope.jobs.data import DataSource
-from quantascope.jobs.model import ModelSource
-from quantascope.jobs.ray_session import RayOptions, ray_session
+from quantascope.jobs.collecting.collect import collect
+from quantascope.jobs.collecting.collection import Collection
+from quantascope.jobs.collecting.config import RowConfig, SelectionConfig, SetConfig
+from quantascope.jobs.data.source import DataSource
+from quantascope.jobs.models.model import ModelSource
+from quantascope.jobs.workers.ray_session import RayOptions, ray_session
 from quantascope.storage import RowBlock, Run
 
 DIM, ROWS = 4096, 2048

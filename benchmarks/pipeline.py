@@ -25,20 +25,20 @@ from made_up_runs import MadeUpWorker, Nowhere, peak_bytes, save_model, texts, w
 from models import neox
 from result import Bar, arguments, finish
 
-from quantascope.jobs.collection import Collection
-from quantascope.jobs.config import RowConfig, SelectionConfig, SetConfig
-from quantascope.jobs.data import DataSource
-from quantascope.jobs.failures import Tasks
-from quantascope.jobs.ingest import ingest
-from quantascope.jobs.model import LoadedModel, ModelSource, load_model
-from quantascope.jobs.opening import open_run
-from quantascope.jobs.passes import collect_blocks, freeze_units, scanner, workers
-from quantascope.jobs.plan import make_plan
-from quantascope.jobs.pool import WorkerPool
-from quantascope.jobs.progress import ignore
-from quantascope.jobs.ray_session import RayOptions, ray_session
-from quantascope.jobs.select import Selecting
-from quantascope.jobs.worker import Worker, make_selecting
+from quantascope.jobs.collecting.collection import Collection
+from quantascope.jobs.collecting.config import RowConfig, SelectionConfig, SetConfig
+from quantascope.jobs.collecting.ingest import ingest
+from quantascope.jobs.collecting.opening import open_run
+from quantascope.jobs.collecting.passes import collect_blocks, freeze_units, scanner, workers
+from quantascope.jobs.collecting.plan import make_plan
+from quantascope.jobs.collecting.select import Selecting
+from quantascope.jobs.collecting.worker import Worker, make_selecting
+from quantascope.jobs.data.source import DataSource
+from quantascope.jobs.models.model import LoadedModel, ModelSource, load_model
+from quantascope.jobs.workers.failures import Tasks
+from quantascope.jobs.workers.pool import WorkerPool
+from quantascope.jobs.workers.progress import ignore
+from quantascope.jobs.workers.ray_session import RayOptions, ray_session
 from quantascope.storage.rowset import RowSet
 from quantascope.storage.run import Run
 

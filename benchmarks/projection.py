@@ -38,7 +38,7 @@ from quantascope.attribution.projection import (
 )
 from quantascope.attribution.projection.split import split_dim
 from quantascope.attribution.randomness import random_signs, random_words
-from quantascope.jobs.model import ModelSource, load_model
+from quantascope.jobs.models.model import ModelSource, load_model
 
 KINDS: dict[str, Callable[[tuple[int, ...], int], Projection]] = {
     "two-sided": lambda dims, seed: TwoSided(dim_per_block=dims, seed=seed),

@@ -20,7 +20,7 @@ from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
 from quantascope.attribution.clustering import AverageLinkage, Clusterer, Density, Leiden, Refined, Spectral
-from quantascope.attribution.faiss_backend import spherical_kmeans
+from quantascope.attribution.search.faiss_backend import spherical_kmeans
 from quantascope.attribution.whitening import unit_rows
 
 SETTINGS = [(n, sigma, dim) for n in (30, 300) for sigma in (2, 3) for dim in (1_000, 256, 64)]

@@ -17,14 +17,14 @@ import time
 import numpy as np
 from result import Bar, arguments, finish
 
-from quantascope.attribution.block_choice import BlockChoice, choose_blocks
 from quantascope.attribution.clustering import AverageLinkage
-from quantascope.attribution.evidence import next_token_evidence
 from quantascope.attribution.learning.co_emergence import co_emergence, mates_in_groups, nearest_mates
-from quantascope.attribution.stability import random_directions
+from quantascope.attribution.quanta.block_choice import BlockChoice, choose_blocks
+from quantascope.attribution.quanta.evidence import next_token_evidence
+from quantascope.attribution.quanta.stability import random_directions
 from quantascope.attribution.whitening import Whitener, WhiteningConfig
-from quantascope.jobs.contexts import Contexts
-from quantascope.jobs.curves import load_curves
+from quantascope.jobs.change.curves import load_curves
+from quantascope.jobs.quanta.contexts import Contexts
 from quantascope.storage.run import Run
 
 CHOICES = {

@@ -106,7 +106,7 @@ def peak_mb() -> float:
 
 def read_through(path: str) -> dict[str, float]:
     """In the process that is measured."""
-    from quantascope.jobs.data import DataFingerprint, DataSource, read_documents
+    from quantascope.jobs.data.source import DataFingerprint, DataSource, read_documents
 
     fingerprint = DataFingerprint()
     count, start, before = 0, time.process_time(), 0.0

@@ -21,9 +21,9 @@ import torch
 from planted_rows import Planted, planted_run
 from result import Bar, arguments, finish
 
-from quantascope.attribution.nearest_coarse import fastest_precision
-from quantascope.attribution.nearest_index import IndexSpec, recall
-from quantascope.attribution.scan import scan
+from quantascope.attribution.search.coarse import fastest_precision
+from quantascope.attribution.search.index import IndexSpec, recall
+from quantascope.attribution.search.scan import scan
 from quantascope.jobs.index import Found, Index, IndexConfig, exact, make_index
 from quantascope.jobs.stored_rows import StoredRows
 from quantascope.storage import Run

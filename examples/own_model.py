@@ -22,12 +22,12 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerF
 from transformers.utils.logging import disable_progress_bar
 
 import quantascope
-from quantascope.jobs.collect import Collection, collect
-from quantascope.jobs.config import RowConfig, SelectionConfig, SetConfig
-from quantascope.jobs.data import DataSource
-from quantascope.jobs.model import ModelSource
-from quantascope.jobs.quanta import QuantaConfig, make_quanta, measure
-from quantascope.jobs.ray_session import RayOptions
+from quantascope.jobs.collecting.collect import Collection, collect
+from quantascope.jobs.collecting.config import RowConfig, SelectionConfig, SetConfig
+from quantascope.jobs.data.source import DataSource
+from quantascope.jobs.models.model import ModelSource
+from quantascope.jobs.quanta.cluster import QuantaConfig, make_quanta, measure
+from quantascope.jobs.workers.ray_session import RayOptions
 from quantascope.storage import Run
 
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]

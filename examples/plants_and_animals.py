@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from quantascope.attribution.ledger import Evaluation, Ledger
-from quantascope.jobs.ledger import write_ledger
+from quantascope.jobs.ledger.keeping import write_ledger
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "dbpedia.csv"
 WINDOW = 64

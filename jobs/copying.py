@@ -3,7 +3,7 @@
 from ..storage.copying import Copied, copy_run
 from ..storage.inventory import Inventory
 from ..storage.run import Run, open_store
-from .progress import Listener, Stage, ignore
+from .workers.progress import Listener, Stage, ignore
 
 
 def copy(path: str, to: str, *, listener: Listener = ignore) -> Copied:

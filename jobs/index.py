@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
-from ..attribution.faiss_backend import require_faiss
-from ..attribution.nearest_index import IndexSpec, NearestIndex, least_probes, recall
-from ..attribution.scan import scan
+from ..attribution.search.faiss_backend import require_faiss
+from ..attribution.search.index import IndexSpec, NearestIndex, least_probes, recall
+from ..attribution.search.scan import scan
 from ..errors import ConfigurationError, RunMismatchError
 from ..storage.checked import fingerprint, require_same
 from ..storage.run import Run, require_name
-from .clustered import Quanta
-from .pool import WorkerPool
-from .progress import Listener, Stage, ignore
-from .ray_session import RayOptions, ray_session
+from .quanta.clustered import Quanta
 from .stored_rows import StoredRows, Transform
+from .workers.pool import WorkerPool
+from .workers.progress import Listener, Stage, ignore
+from .workers.ray_session import RayOptions, ray_session
 
 _TRAINING_ROWS = 1 << 17
 _TRAINING_STREAM, _RECALL_STREAM = 0x696E01, 0x696E02

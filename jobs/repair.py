@@ -18,19 +18,19 @@ from ..storage.rowset import RowSet
 from ..storage.run import DAMAGED, MANIFEST, Run, open_store
 from ..storage.selection import encode_groups
 from ..storage.store import Store
-from .collection import Collection
-from .config import RowConfig, SelectionConfig, SetConfig
-from .data import DataSource
-from .importing import require_own_rows
-from .ingest import ingest
-from .model import LoadedModel, ModelSource, load_model
-from .passes import scanner, workers
-from .pool import WorkerPool
-from .precondition import FACTORS_FILE, encode_factors, measure_factors
-from .progress import Listener, Stage, ignore
-from .ray_session import RayOptions
+from .collecting.collection import Collection
+from .collecting.config import RowConfig, SelectionConfig, SetConfig
+from .collecting.ingest import ingest
+from .collecting.passes import scanner, workers
+from .collecting.precondition import FACTORS_FILE, encode_factors, measure_factors
+from .collecting.worker import Worker, collect_block, make_selecting
+from .data.source import DataSource
+from .exchange.importing import require_own_rows
+from .models.model import LoadedModel, ModelSource, load_model
 from .verify import Finding, again, finding, read_through
-from .worker import Worker, collect_block, make_selecting
+from .workers.pool import WorkerPool
+from .workers.progress import Listener, Stage, ignore
+from .workers.ray_session import RayOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
-from ..attribution.nearest_tiles import Chunk
+from ..attribution.search.tiles import Chunk
 from ..storage.rowset import RowSet
 
 Transform = Callable[[Float32[np.ndarray, "row stored"]], Float32[np.ndarray, "row dim"]]

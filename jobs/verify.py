@@ -10,7 +10,7 @@ from ..storage.rowset import RowSet
 from ..storage.run import MANIFEST, Run, open_store
 from ..storage.stale import stale_parts
 from ..storage.store import Store
-from .progress import Listener, Stage, ignore
+from .workers.progress import Listener, Stage, ignore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

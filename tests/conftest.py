@@ -64,7 +64,7 @@ def tiny_data(made_once):
 @pytest.fixture(scope="session")
 def ray_cluster():
     """A local Ray that `collect` and its kin find connected."""
-    from quantascope.jobs.ray_session import RayOptions, ray_session
+    from quantascope.jobs.workers.ray_session import RayOptions, ray_session
 
     with ray_session(RayOptions(num_workers=2)):
         yield
@@ -73,10 +73,10 @@ def ray_cluster():
 @pytest.fixture(scope="session")
 def tiny_collection(tiny_model_folder, tiny_data):
     """Makes a collection of the tiny model on the tiny data; keywords go to the selection."""
-    from quantascope.jobs.collect import Collection
-    from quantascope.jobs.config import RowConfig, SelectionConfig, SetConfig
-    from quantascope.jobs.data import DataSource
-    from quantascope.jobs.model import ModelSource
+    from quantascope.jobs.collecting.collect import Collection
+    from quantascope.jobs.collecting.config import RowConfig, SelectionConfig, SetConfig
+    from quantascope.jobs.data.source import DataSource
+    from quantascope.jobs.models.model import ModelSource
 
     def make(out, *, rows=None, keep_text=True, model=None, **selection):
         chosen = {"max_loss": 100.0, "max_units": 40, "window_tokens": 32} | selection
@@ -96,8 +96,8 @@ def tiny_collection(tiny_model_folder, tiny_data):
 @pytest.fixture(scope="session")
 def collected_run(ray_cluster, tiny_collection, tmp_path_factory):
     """A run with the tiny model's token rows, collected once by one worker; read only."""
-    from quantascope.jobs.collect import collect
-    from quantascope.jobs.ray_session import RayOptions
+    from quantascope.jobs.collecting.collect import collect
+    from quantascope.jobs.workers.ray_session import RayOptions
 
     out = tmp_path_factory.mktemp("collected") / "run"
     collect(tiny_collection(out), RayOptions(num_workers=1))

@@ -60,7 +60,7 @@ def workers_here():
     with pytest.MonkeyPatch.context() as patch:
         # In place of the module: a Ray that is imported here, before `ray_session` sets its token, never takes one.
         patch.setitem(sys.modules, "ray", SimpleNamespace(remote=Actor))
-        patch.setattr("quantascope.jobs.passes.WorkerPool", Pool)
-        patch.setattr("quantascope.jobs.passes.ray_session", lambda _: nullcontext(1))
-        patch.setattr("quantascope.jobs.passes.Metrics", Uncounted)
+        patch.setattr("quantascope.jobs.collecting.passes.WorkerPool", Pool)
+        patch.setattr("quantascope.jobs.collecting.passes.ray_session", lambda _: nullcontext(1))
+        patch.setattr("quantascope.jobs.collecting.passes.Metrics", Uncounted)
         yield

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ...errors import RunNotFoundError
-from ..options import JsonOption, RunArgument, show
+from .options import JsonOption, RunArgument, show
 
 
 def ledger(
@@ -24,10 +24,10 @@ def ledger(
     as_json: JsonOption = False,
 ) -> None:
     """Show a training's ledger: what each kind of data did to the weights and to each kind's loss."""
-    from ...jobs.ledger import ROOM, document_entries, read_ledger
+    from ...jobs.ledger.keeping import ROOM, document_entries, read_ledger
     from ...storage.run import Run
-    from ..ledger_html import flow_page, write_page
-    from ..ledger_text import document_lines, ledger_json, ledger_text
+    from ..report.ledger import flow_page, write_page
+    from ..text.ledger import document_lines, ledger_json, ledger_text
 
     opened = Run.open(run)
     names = opened.derived_names(ROOM)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..options import JsonOption, QuantaOption, RunArgument, place, show
+from .options import JsonOption, QuantaOption, RunArgument, place, show
 
 
 def trace(
@@ -22,7 +22,7 @@ def trace(
 ) -> None:
     """Trace a behaviour to its quanta and to the training units behind it."""
     from ..client import connect
-    from ..text import trace_text
+    from ..text.shown import trace_text
 
     client = connect(run, quanta=quanta)
     if model:
@@ -49,7 +49,7 @@ def report(
 def info(run: RunArgument, as_json: JsonOption = False) -> None:
     """Say what a run holds."""
     from ..client import connect
-    from ..text import info_text
+    from ..text.shown import info_text
 
     found = connect(run).info()
     show(found, info_text(found), as_json=as_json)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...errors import ConfigurationError
-from ..options import JsonOption, RunArgument, one_of, show
-from ..progress_bar import progress_listener
+from .options import JsonOption, RunArgument, one_of, show
+from .progress_bar import progress_listener
 
 if TYPE_CHECKING:
-    from ...attribution.block_choice import BlockChoice
+    from ...attribution.quanta.block_choice import BlockChoice
     from ..naming import EndpointNamer
 
 
@@ -50,10 +50,10 @@ def cluster(
     """Cluster a run's rows into a tree of quanta, with evidence beside its nulls."""
     from ...attribution.clustering import MethodConfig
     from ...attribution.whitening import WhiteningConfig
-    from ...jobs.quanta import QuantaConfig, make_quanta, measure
-    from ...jobs.rivals import checkpoint_of
+    from ...jobs.quanta.cluster import QuantaConfig, make_quanta, measure
+    from ...jobs.quanta.rivals import checkpoint_of
     from ...storage.run import Run
-    from ..quanta_text import quanta_text
+    from ..text.quanta import quanta_text
 
     settings = MethodConfig(
         method=method,
@@ -87,7 +87,7 @@ def cluster(
 
 
 def _blocks(blocks: str | None, weights: str | None) -> "BlockChoice":
-    from ...attribution.block_choice import BlockChoice
+    from ...attribution.quanta.block_choice import BlockChoice
 
     chosen = tuple(part.strip() for part in (blocks or "").split(",") if part.strip())
     if weights is None or weights.strip() == "equal":

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ..options import JsonOption, one_of, place, show
-from ..progress_bar import progress_listener
+from .options import JsonOption, one_of, place, show
+from .progress_bar import progress_listener
 
 
 def collect(
@@ -85,13 +85,13 @@ def collect(
     as_json: JsonOption = False,
 ) -> None:
     """Compute a model's gradient rows on a data set, into a run; after an interruption the same command goes on."""
-    from ...jobs.collect import Collection
-    from ...jobs.collect import collect as run_collection
-    from ...jobs.collect import dry_run as estimate
-    from ...jobs.config import PRECONDITIONERS, REDUCTIONS, UNIT_TYPES, RowConfig, SelectionConfig, SetConfig
-    from ...jobs.data import DataSource
-    from ...jobs.model import ModelSource
-    from ...jobs.ray_session import RayOptions
+    from ...jobs.collecting.collect import Collection
+    from ...jobs.collecting.collect import collect as run_collection
+    from ...jobs.collecting.collect import dry_run as estimate
+    from ...jobs.collecting.config import PRECONDITIONERS, REDUCTIONS, UNIT_TYPES, RowConfig, SelectionConfig, SetConfig
+    from ...jobs.data.source import DataSource
+    from ...jobs.models.model import ModelSource
+    from ...jobs.workers.ray_session import RayOptions
 
     collection = Collection(
         out=out,

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from ..options import JsonOption, QuantaOption, RunArgument, place, show
-from ..progress_bar import progress_listener
+from .options import JsonOption, QuantaOption, RunArgument, place, show
+from .progress_bar import progress_listener
 
 
 def compare(
@@ -31,12 +31,12 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare two models on the same units: which skills they share, and which were gained, lost or changed."""
-    from ...jobs.compare import CompareConfig
-    from ...jobs.compare import compare as compare_runs
-    from ...jobs.quanta import Quanta
-    from ...jobs.ray_session import RayOptions
+    from ...jobs.change.compare import CompareConfig
+    from ...jobs.change.compare import compare as compare_runs
+    from ...jobs.quanta.cluster import Quanta
+    from ...jobs.workers.ray_session import RayOptions
     from ...storage.run import Run
-    from ..compare_text import compare_json, compare_text
+    from ..text.compare import compare_json, compare_text
 
     config = CompareConfig(
         other=None if other is None else place(other),

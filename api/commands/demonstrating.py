@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..progress_bar import progress_listener
+from .progress_bar import progress_listener
 
 
 def demo(

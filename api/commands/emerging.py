@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from ..options import JsonOption, QuantaOption, RunArgument, one_of, place, show
-from ..progress_bar import progress_listener
+from .options import JsonOption, QuantaOption, RunArgument, one_of, place, show
+from .progress_bar import progress_listener
 
 
 def emerge(
@@ -29,14 +29,14 @@ def emerge(
     as_json: JsonOption = False,
 ) -> None:
     """Say when each quantum formed, over a series of checkpoints of one training."""
-    from ...attribution.emergence import EmergenceConfig
-    from ...jobs.emerge import EmergeConfig, find_checkpoints
-    from ...jobs.emerge import emerge as emerge_run
-    from ...jobs.model import ModelSource
-    from ...jobs.quanta import Quanta
-    from ...jobs.ray_session import RayOptions
+    from ...attribution.change.emergence import EmergenceConfig
+    from ...jobs.change.emerge import EmergeConfig, find_checkpoints
+    from ...jobs.change.emerge import emerge as emerge_run
+    from ...jobs.models.model import ModelSource
+    from ...jobs.quanta.cluster import Quanta
+    from ...jobs.workers.ray_session import RayOptions
     from ...storage.run import Run
-    from ..emergence_text import emergence_json, emergence_text
+    from ..text.emergence import emergence_json, emergence_text
 
     config = EmergeConfig(
         quanta=quanta,

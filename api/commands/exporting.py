@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ..options import JsonOption, QuantaOption, RunArgument, one_of, show
-from ..progress_bar import progress_listener
+from .options import JsonOption, QuantaOption, RunArgument, one_of, show
+from .progress_bar import progress_listener
 
 
 def export(
@@ -19,9 +19,9 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a part of a run as Parquet or as a folder of the datasets library, whole or not at all."""
-    from ...jobs.exporting import PARTS, Export
-    from ...jobs.exporting import export as run_export
-    from ...jobs.exporting_files import FORMATS
+    from ...jobs.exchange.exporting import PARTS, Export
+    from ...jobs.exchange.exporting import export as run_export
+    from ...jobs.exchange.files import FORMATS
 
     job = Export(
         run=run,

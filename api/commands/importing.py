@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ..options import JsonOption, one_of, place, show
-from ..progress_bar import progress_listener
+from .options import JsonOption, one_of, place, show
+from .progress_bar import progress_listener
 
 
 def import_store(
@@ -36,10 +36,10 @@ def import_store(
     as_json: JsonOption = False,
 ) -> None:
     """Make a run of a gradient store that bergson or TRAK made, or of an array, to cluster, report and export."""
-    from ...jobs.data import DataSource
-    from ...jobs.importing import Import
-    from ...jobs.importing import import_store as run_import
-    from ...jobs.importing_stores import FORMATS
+    from ...jobs.data.source import DataSource
+    from ...jobs.exchange.importing import Import
+    from ...jobs.exchange.importing import import_store as run_import
+    from ...jobs.exchange.stores import FORMATS
 
     data = None
     if dataset is not None:

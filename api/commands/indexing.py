@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ..options import JsonOption, RunArgument, one_of, show
-from ..progress_bar import progress_listener
+from .options import JsonOption, RunArgument, one_of, show
+from .progress_bar import progress_listener
 
 
 def index(
@@ -26,9 +26,9 @@ def index(
     as_json: JsonOption = False,
 ) -> None:
     """Index a run's rows, or bring an index up to date; its recall is measured and stored with it."""
-    from ...attribution.nearest_index import KINDS, IndexSpec
+    from ...attribution.search.index import KINDS, IndexSpec
     from ...jobs.index import IndexConfig, make_index
-    from ...jobs.ray_session import RayOptions
+    from ...jobs.workers.ray_session import RayOptions
     from ...storage.run import Run
 
     config = IndexConfig(

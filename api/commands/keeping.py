@@ -6,14 +6,14 @@ from typing import Annotated
 import typer
 
 from ...errors import DamagedRunError
-from ..options import JsonOption, RunArgument, place, show
-from ..progress_bar import progress_listener
+from .options import JsonOption, RunArgument, place, show
+from .progress_bar import progress_listener
 
 
 def verify(run: RunArgument, as_json: JsonOption = False) -> None:
     """Read everything in a run again, name what is damaged or missing, and say what mends it."""
     from ...jobs.verify import verify as verify_run
-    from ..text import verified_text
+    from ..text.shown import verified_text
 
     with progress_listener() as listener:
         found = verify_run(run, listener=listener)
@@ -32,9 +32,9 @@ def repair(
     as_json: JsonOption = False,
 ) -> None:
     """Collect again exactly what is damaged in a run, prove it by digest, and name what is to be computed again."""
-    from ...jobs.ray_session import RayOptions
     from ...jobs.repair import repair as repair_run
-    from ..text import repaired_text
+    from ...jobs.workers.ray_session import RayOptions
+    from ..text.shown import repaired_text
 
     with progress_listener() as listener:
         done = repair_run(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ...errors import ConfigurationError
-from ..options import JsonOption, RunArgument, show
+from .options import JsonOption, RunArgument, show
 
 
 def list_runs(

@@ -14,16 +14,16 @@ import numpy as np
 import pyarrow as pa
 
 from ... import __version__
-from ...attribution.faiss_backend import require_faiss
-from ...jobs.collect import Collected, Collection, collect
-from ...jobs.config import RowConfig, SelectionConfig, SetConfig
-from ...jobs.contexts import Contexts
-from ...jobs.curves import collect_curves
-from ...jobs.data import DataSource
-from ...jobs.model import ModelSource
-from ...jobs.progress import Listener, Progress
-from ...jobs.quanta import Quanta, QuantaConfig, make_quanta, measure
-from ...jobs.ray_session import RayOptions, ray_session
+from ...attribution.search.faiss_backend import require_faiss
+from ...jobs.change.curves import collect_curves
+from ...jobs.collecting.collect import Collected, Collection, collect
+from ...jobs.collecting.config import RowConfig, SelectionConfig, SetConfig
+from ...jobs.data.source import DataSource
+from ...jobs.models.model import ModelSource
+from ...jobs.quanta.cluster import Quanta, QuantaConfig, make_quanta, measure
+from ...jobs.quanta.contexts import Contexts
+from ...jobs.workers.progress import Listener, Progress
+from ...jobs.workers.ray_session import RayOptions, ray_session
 from ...storage.run import Run
 from ..client import Client
 from .corpus import read_corpus, write_corpus, write_files

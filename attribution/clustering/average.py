@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ...errors import ConfigurationError
-from ..faiss_backend import spherical_kmeans
+from ..search.faiss_backend import spherical_kmeans
 from .base import Clustering, cut_clustering, group_sums
 from .choose import choose_cut
 from .flat import checked_rows

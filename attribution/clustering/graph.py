@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 
 from ...errors import ConfigurationError, MissingDependencyError
-from ..faiss_backend import build_index, search_index
+from ..search.faiss_backend import build_index, search_index
 from .base import Clustering
 from .flat import checked_rows
 from .nested import nested_clustering

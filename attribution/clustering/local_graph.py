@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Float32, Int, Int64
 
 from ...errors import ConfigurationError
-from ..nearest_coarse import fastest_precision
+from ..search.coarse import fastest_precision
 
 _QUERIES = 1_024
 _CANDIDATES = 16_384

@@ -1,10 +1,9 @@
 """Next-token cross-entropy of a whole example, or of the part of it that counts. One unit per example."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .tokens import TokenBatch, token_losses
+from .tokens import TokenBatch, tallied, token_losses
 
 
 def sum_losses(model: nn.Module, batch: TokenBatch) -> Float[Tensor, " example"]:
@@ -18,5 +17,4 @@ def sum_losses(model: nn.Module, batch: TokenBatch) -> Float[Tensor, " example"]
 
 def mean_losses(model: nn.Module, batch: TokenBatch) -> Float[Tensor, " example"]:
     """Mean cross-entropy, in nats per token, of each example's asked-for tokens; 0 for an example without any."""
-    count = torch.bincount(batch.example, minlength=len(batch.ids)).clamp(min=1)
-    return sum_losses(model, batch) / count
+    return sum_losses(model, batch) / tallied(batch.example, len(batch.ids))

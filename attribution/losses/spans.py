@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .tokens import TokenBatch, token_losses
+from .tokens import TokenBatch, tallied, token_losses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,5 +27,4 @@ def span_sums(model: nn.Module, batch: SpanBatch) -> Float[Tensor, " unit"]:
 
 def span_losses(model: nn.Module, batch: SpanBatch) -> Float[Tensor, " unit"]:
     """Mean cross-entropy, in nats per token, of each unit's tokens; 0 for a unit without any."""
-    count = torch.bincount(batch.unit, minlength=len(batch.example)).clamp(min=1)
-    return span_sums(model, batch) / count
+    return span_sums(model, batch) / tallied(batch.unit, len(batch.example))

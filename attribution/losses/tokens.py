@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -27,3 +28,9 @@ def token_losses(model: nn.Module, batch: TokenBatch) -> Float[Tensor, " token"]
     """
     logits = logits_at(model, batch.example, batch.position - 1, input_ids=batch.ids, use_cache=False)
     return cross_entropy(logits, batch.ids[batch.example, batch.position], reduction="none")
+
+
+def tallied(unit: Int[Tensor, " token"], num_units: int) -> Int[Tensor, " unit"]:
+    """How many tokens count for each unit, at least 1. torch.bincount would make a GPU wait."""
+    count = torch.zeros(num_units, dtype=torch.long, device=unit.device)
+    return count.index_add(0, unit, torch.ones_like(unit)).clamp(min=1)

@@ -91,8 +91,7 @@ class Passes:
         if not values.requires_grad or not (recorder.fired or self.route.looped):
             raise CoverageError("The losses do not use any of the chosen parameters: nothing to take gradients of.")
         recorder.start()
-        chosen = torch.zeros_like(values)
-        chosen[units] = 1
+        chosen = torch.zeros_like(values).index_fill_(0, units, 1)
         found = torch.autograd.grad(values, inputs, chosen, retain_graph=retain_graph, allow_unused=True)
         start = len(recorder.leaves)
         for (name, _), gradient in zip(recorder.parameter_leaves, found[start : start + len(copies)], strict=True):

@@ -268,14 +268,14 @@ def test_a_folder_that_is_read_only(refused, collect_of, tmp_path):
 
 def test_no_room_for_ray(ray_cluster, refused, collect_of, tmp_path, monkeypatch):
     assert "Ray has room for 2 workers" in refused(RayStartError, *collect_of(tmp_path / "run", workers=1000))
-    monkeypatch.setattr("quantascope.jobs.ray_session._is_initialised", lambda: False)
+    monkeypatch.setattr("quantascope.jobs.workers.ray_session._is_initialised", lambda: False)
     full = SimpleNamespace(f_bavail=10, f_frsize=4096)
-    monkeypatch.setattr("quantascope.jobs.ray_session.os.statvfs", lambda _: full)
+    monkeypatch.setattr("quantascope.jobs.workers.ray_session.os.statvfs", lambda _: full)
     assert "0 MB free, 500 MB are needed" in refused(RayStartError, *collect_of(tmp_path / "run"))
 
 
 def test_joining_a_cluster_without_a_token_is_refused(refused, collect_of, tmp_path, monkeypatch):
-    monkeypatch.setattr("quantascope.jobs.ray_session._is_initialised", lambda: False)
+    monkeypatch.setattr("quantascope.jobs.workers.ray_session._is_initialised", lambda: False)
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     message = refused(RayStartError, *collect_of(tmp_path / "run", ray_address="127.0.0.1:6379"))
     assert "RAY_AUTH_MODE=token" in message

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from quantascope import connect
-from quantascope.api.ledger_html import strongest_flows
+from quantascope.api.report.ledger import strongest_flows
 from quantascope.attribution.ledger import Evaluation, Ledger, SketchedLedger
 from quantascope.errors import ConfigurationError, DamagedRunError, RunNotFoundError
-from quantascope.jobs.ledger import write_ledger
+from quantascope.jobs.ledger.keeping import write_ledger
 from tests.attribution.ledger_oracle import KINDS, batches, losses_of, positions
 
 

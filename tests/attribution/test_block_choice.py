@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from quantascope.attribution.block_choice import BlockChoice, choose_blocks
+from quantascope.attribution.quanta.block_choice import BlockChoice, choose_blocks
 from quantascope.errors import ConfigurationError
 
 NAMES = ["model.embed_in", "model.layers.0.attention", "model.layers.0.norm", "model.layers.0.mlp", "lm_head"]

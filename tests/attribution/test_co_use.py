@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from quantascope.attribution.co_use import BEYOND, _trade, co_use
+from quantascope.attribution.quanta.co_use import BEYOND, _trade, co_use
 from quantascope.errors import ConfigurationError
 
 REFUSED = (ConfigurationError, TypeCheckError)  # shapes, where annotations are checked at run time
@@ -57,7 +57,7 @@ def test_is_deterministic_and_needs_no_second_document(planted):
 
 
 def test_more_documents_than_the_bound_are_thinned_out(planted, monkeypatch):
-    monkeypatch.setattr("quantascope.attribution.co_use._MAX_DOCUMENTS", 10)
+    monkeypatch.setattr("quantascope.attribution.quanta.co_use._MAX_DOCUMENTS", 10)
     assert co_use(*planted).num_documents == 10
     with pytest.raises(REFUSED):
         co_use(planted[0], planted[1][:-1])

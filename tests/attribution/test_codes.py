@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.optimize import nnls
 
-from quantascope.attribution.codes import null_num_used, unit_codes
+from quantascope.attribution.quanta.codes import null_num_used, unit_codes
 from quantascope.attribution.whitening import unit_rows
 from quantascope.errors import ConfigurationError
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from quantascope.attribution.compare import (
+from quantascope.attribution.change.compare import (
     changes_against_documents,
     changes_against_seeds,
     false_discovery_rate,

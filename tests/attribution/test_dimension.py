@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from quantascope.attribution.dimension import effective_dimension
+from quantascope.attribution.quanta.dimension import effective_dimension
 from quantascope.attribution.whitening import unit_rows
 from quantascope.errors import ConfigurationError
 

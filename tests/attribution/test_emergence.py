@@ -1,8 +1,13 @@
 import numpy as np
 import pytest
 
-from quantascope.attribution.emergence import EmergenceConfig, find_bursts, find_emergence, order_against_frequency
-from quantascope.attribution.transitions import TransitionGrid, half_way
+from quantascope.attribution.change.emergence import (
+    EmergenceConfig,
+    find_bursts,
+    find_emergence,
+    order_against_frequency,
+)
+from quantascope.attribution.change.transitions import TransitionGrid, half_way
 from quantascope.errors import ConfigurationError
 
 STEPS = np.unique(np.geomspace(10, 10_000, 25).round().astype(int))

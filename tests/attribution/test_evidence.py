@@ -6,7 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
-from quantascope.attribution.evidence import majority_elsewhere, next_token_evidence, role_evidence, role_information
+from quantascope.attribution.quanta.evidence import (
+    majority_elsewhere,
+    next_token_evidence,
+    role_evidence,
+    role_information,
+)
 from quantascope.errors import ConfigurationError
 
 REFUSED = (ConfigurationError, TypeCheckError)  # shapes and literals, where annotations are checked at run time

@@ -3,7 +3,7 @@ from importlib import metadata
 import numpy as np
 import pytest
 
-from quantascope.attribution import faiss_backend as backend
+from quantascope.attribution.search import faiss_backend as backend
 from quantascope.attribution.whitening import unit_rows
 from quantascope.errors import ConfigurationError, DamagedRunError, MissingDependencyError
 

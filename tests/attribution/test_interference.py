@@ -3,7 +3,7 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from quantascope.attribution.clustering.base import group_sums
-from quantascope.attribution.interference import (
+from quantascope.attribution.quanta.interference import (
     BEYOND,
     find_communities,
     measure_interference,

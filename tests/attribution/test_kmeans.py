@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.cluster import MiniBatchKMeans
 
-from quantascope.attribution.kmeans import KMeansConfig, assign, kmeans
-from quantascope.attribution.nearest_tiles import Chunk
+from quantascope.attribution.search.kmeans import KMeansConfig, assign, kmeans
+from quantascope.attribution.search.tiles import Chunk
 from quantascope.errors import ConfigurationError
 
 PRECISIONS = ("bfloat16", "float32")

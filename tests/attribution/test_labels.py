@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from quantascope.attribution.labels import LabelConfig, escape, label_quanta
+from quantascope.attribution.quanta.labels import LabelConfig, escape, label_quanta
 from quantascope.errors import ConfigurationError
 
 REFUSED = (ConfigurationError, TypeCheckError)  # shapes and literals, where annotations are checked at run time

@@ -3,7 +3,7 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from quantascope.attribution.clustering import AverageLinkage
-from quantascope.attribution.layout import lay_out
+from quantascope.attribution.quanta.layout import lay_out
 from quantascope.attribution.whitening import unit_rows
 from quantascope.errors import ConfigurationError
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from quantascope.attribution.lesions import lesioned, num_layers
+from quantascope.attribution.change.lesions import lesioned, num_layers
 from quantascope.errors import ConfigurationError
 from tests.tiny import tiny_neox
 

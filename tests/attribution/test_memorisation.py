@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from quantascope.attribution.memorisation import own_share, self_influence
+from quantascope.attribution.quanta.memorisation import own_share, self_influence
 from quantascope.attribution.whitening import Whitener, WhiteningConfig, unit_rows
 from quantascope.errors import ConfigurationError
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from quantascope.attribution import quantum_facts
 from quantascope.attribution.clustering import AverageLinkage
-from quantascope.attribution.quantum_facts import describe_quanta
+from quantascope.attribution.quanta import facts as quantum_facts
+from quantascope.attribution.quanta.facts import describe_quanta
 from quantascope.attribution.whitening import unit_rows
 from quantascope.errors import ConfigurationError
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from quantascope.attribution.rank_frequency import fit_rank_frequency, fit_tail
+from quantascope.attribution.quanta.rank_frequency import fit_rank_frequency, fit_tail
 from quantascope.errors import ConfigurationError
 
 

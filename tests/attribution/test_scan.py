@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantascope.attribution import nearest_best
-from quantascope.attribution.nearest_coarse import Coarse, rows_per_tile
-from quantascope.attribution.scan import Chunk, scan
+from quantascope.attribution.search import best as nearest_best
+from quantascope.attribution.search.coarse import Coarse, rows_per_tile
+from quantascope.attribution.search.scan import Chunk, scan
 from quantascope.errors import ConfigurationError
 
 PRECISIONS = ("bfloat16", "float32")
@@ -38,7 +38,7 @@ def chunks_of(rows, keep, sizes):
 def little_room():
     """Tiles, pieces and waiting room so small that few rows reach every branch."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("quantascope.attribution.scan.rows_per_tile", lambda *_: 5)
+        patch.setattr("quantascope.attribution.search.scan.rows_per_tile", lambda *_: 5)
         for name, value in {"_GATHERED": 3, "_PIECE": 2, "_LEAST_WAITING": 4, "_MAX_WAITING": 6}.items():
             patch.setattr(nearest_best, name, value)
         yield

@@ -64,7 +64,7 @@ def test_offloaded_weights_are_refused(where, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_rows_of_a_model_spread_over_gpus_are_those_of_the_cpu(tiny_model_folder):
-    from quantascope.jobs.model import ModelSource, load_model
+    from quantascope.jobs.models.model import ModelSource, load_model
 
     rows = []
     for device in ("spread", "cpu"):

@@ -13,8 +13,8 @@ from quantascope.attribution.clustering import (
     Refined,
     Spectral,
 )
-from quantascope.attribution.rivals import cluster_alike, tfidf_rows
-from quantascope.attribution.stability import agreement, half_agreement, random_directions, with_seed
+from quantascope.attribution.quanta.rivals import cluster_alike, tfidf_rows
+from quantascope.attribution.quanta.stability import agreement, half_agreement, random_directions, with_seed
 from quantascope.attribution.whitening import unit_rows
 from quantascope.errors import ConfigurationError
 

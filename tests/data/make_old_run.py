@@ -18,7 +18,7 @@ from quantascope.jobs.collect import Collection, collect
 from quantascope.jobs.config import RowConfig, SelectionConfig, SetConfig
 from quantascope.jobs.data import DataSource
 from quantascope.jobs.model import ModelSource
-from quantascope.jobs.quanta import QuantaConfig, make_quanta, measure
+from quantascope.jobs.quanta.cluster import QuantaConfig, make_quanta, measure
 from quantascope.jobs.ray_session import RayOptions
 from quantascope.storage import Run
 from tests.here import workers_here

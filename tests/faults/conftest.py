@@ -15,7 +15,7 @@ from tests.s3_server import bucket, s3  # noqa: F401 - fixtures
 @pytest.fixture(scope="session")
 def small_collection(tiny_collection):
     """12 units of 64 numbers in 3 blocks."""
-    from quantascope.jobs.config import RowConfig
+    from quantascope.jobs.collecting.config import RowConfig
 
     def make(out, **changes):
         rows = RowConfig(dim=64, rows_per_block=4, batch_tokens=128, shares="size")
@@ -27,12 +27,13 @@ def small_collection(tiny_collection):
 @pytest.fixture(scope="session")
 def quick_collect():
     """`collect` in this process, with a model that is loaded once for all calls."""
-    from quantascope.jobs import collect, model, worker
+    from quantascope.jobs.collecting import collect, worker
+    from quantascope.jobs.models import model
 
     load = cache(model.load_model)
 
     def call(collection):
-        from quantascope.jobs.ray_session import RayOptions
+        from quantascope.jobs.workers.ray_session import RayOptions
 
         with workers_here(), pytest.MonkeyPatch.context() as patch:
             for module in (collect, worker):

@@ -73,10 +73,10 @@ def test_what_a_cluster_will_never_have_is_refused_at_once(machines, collect_fla
 
 METRICS = """
 import sys, time, urllib.request
-from quantascope.jobs.metrics import Metrics
-from quantascope.jobs.pool import PoolState
-from quantascope.jobs.progress import Stage, ignore
-from quantascope.jobs.ray_session import RayOptions, ray_session
+from quantascope.jobs.workers.metrics import Metrics
+from quantascope.jobs.workers.pool import PoolState
+from quantascope.jobs.workers.progress import Stage, ignore
+from quantascope.jobs.workers.ray_session import RayOptions, ray_session
 port = int(sys.argv[1])
 with ray_session(RayOptions(num_workers=1, metrics_port=port)):
     metrics = Metrics("demo")

@@ -5,9 +5,9 @@ import shutil
 import pytest
 
 from quantascope.attribution.clustering import AverageLinkage
-from quantascope.jobs import ingest, select, worker
+from quantascope.jobs.collecting import ingest, select, worker
 from quantascope.jobs.copying import copy
-from quantascope.jobs.quanta import QuantaConfig, make_quanta, measure
+from quantascope.jobs.quanta.cluster import QuantaConfig, make_quanta, measure
 from quantascope.jobs.verify import verify
 from quantascope.storage import Run
 from quantascope.storage.checked import decode_json

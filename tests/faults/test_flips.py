@@ -7,8 +7,8 @@ import pytest
 
 from quantascope.api.client import Client
 from quantascope.errors import QuantascopeError
-from quantascope.jobs.curves import load_curves
-from quantascope.jobs.quanta import Quanta
+from quantascope.jobs.change.curves import load_curves
+from quantascope.jobs.quanta.cluster import Quanta
 from quantascope.jobs.verify import verify
 from quantascope.storage import Run
 from quantascope.storage.checked import encode_json

@@ -17,9 +17,9 @@ from quantascope.errors import (
     StoreUnavailableError,
 )
 from quantascope.jobs.copying import copy
-from quantascope.jobs.ray_session import RayOptions
 from quantascope.jobs.repair import repair
 from quantascope.jobs.verify import verify
+from quantascope.jobs.workers.ray_session import RayOptions
 from quantascope.storage import Run
 from quantascope.storage.checked import encode_json
 from quantascope.storage.providers import Patience
@@ -183,7 +183,7 @@ def test_what_cannot_be_worked_on_is_said_in_one_sentence(s3, bucket, refused, r
 def test_refused_credentials_stop_a_collection_before_its_model_is_loaded(
     s3, bucket, collect_flags, refused, monkeypatch
 ):
-    monkeypatch.setattr("quantascope.jobs.collect.load_model", lambda _: pytest.fail("that takes long"))
+    monkeypatch.setattr("quantascope.jobs.collecting.collect.load_model", lambda _: pytest.fail("that takes long"))
     s3.fault = lambda *_: "403"
     refused(StoreAccessError, *collect_flags, "--out", f"{bucket}/run")
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from quantascope.errors import RunMismatchError
-from quantascope.jobs.collect import collect
-from quantascope.jobs.config import RowConfig
-from quantascope.jobs.data import DataSource
-from quantascope.jobs.quanta import Quanta
-from quantascope.jobs.ray_session import RayOptions
+from quantascope.jobs.collecting.collect import collect
+from quantascope.jobs.collecting.config import RowConfig
+from quantascope.jobs.data.source import DataSource
+from quantascope.jobs.quanta.cluster import Quanta
 from quantascope.jobs.verify import verify
+from quantascope.jobs.workers.ray_session import RayOptions
 from quantascope.storage import Run, Status
 from tests.command_line import contents
 from tests.here import workers_here

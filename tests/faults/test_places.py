@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from quantascope.errors import NoSpaceError
-from quantascope.jobs.passes import workers
-from quantascope.jobs.progress import ignore
-from quantascope.jobs.ray_session import RayOptions
+from quantascope.jobs.collecting.passes import workers
 from quantascope.jobs.verify import verify
+from quantascope.jobs.workers.progress import ignore
+from quantascope.jobs.workers.ray_session import RayOptions
 from quantascope.storage import Run, run
 from quantascope.storage.local import LocalStore
 from tests.command_line import contents
@@ -68,9 +68,9 @@ def test_a_slow_store_costs_only_time(small_collection, quick_collect, tmp_path,
 
 def test_two_writers_of_every_block_leave_one_of_each(small_collection, quick_collect, tmp_path):
     """Two threads commit the same blocks at once."""
-    from quantascope.jobs.model import load_model
-    from quantascope.jobs.plan import make_engine
-    from quantascope.jobs.worker import collect_block
+    from quantascope.jobs.collecting.plan import make_engine
+    from quantascope.jobs.collecting.worker import collect_block
+    from quantascope.jobs.models.model import load_model
 
     collection = small_collection(tmp_path / "run")
     quick_collect(collection)

@@ -4,7 +4,7 @@ import os
 import time
 
 from quantascope.errors import ConfigurationError
-from quantascope.jobs.worker import Worker
+from quantascope.jobs.collecting.worker import Worker
 
 
 class Flaky:

@@ -3,9 +3,9 @@
 import pytest
 
 from quantascope.errors import BadRowError, ConfigurationError
-from quantascope.jobs.chat import render_chat
-from quantascope.jobs.data import DataSource, check_data, read_documents
-from quantascope.jobs.tokens import tokenise
+from quantascope.jobs.data.chat import render_chat
+from quantascope.jobs.data.source import DataSource, check_data, read_documents
+from quantascope.jobs.data.tokens import tokenise
 from tests.tiny import tiny_tokenizer, write_jsonl
 
 CHAT = [

@@ -18,15 +18,15 @@ from quantascope.errors import (
     RayStartError,
     RunMismatchError,
 )
-from quantascope.jobs.collect import collect, dry_run
-from quantascope.jobs.config import RowConfig
-from quantascope.jobs.curves import collect_curves
-from quantascope.jobs.model import ModelSource, load_model
-from quantascope.jobs.plan import make_engine
-from quantascope.jobs.pool import WorkerPool
-from quantascope.jobs.quanta import Quanta, QuantaConfig, make_quanta, measure
-from quantascope.jobs.ray_session import RayOptions
-from quantascope.jobs.worker import collect_block
+from quantascope.jobs.change.curves import collect_curves
+from quantascope.jobs.collecting.collect import collect, dry_run
+from quantascope.jobs.collecting.config import RowConfig
+from quantascope.jobs.collecting.plan import make_engine
+from quantascope.jobs.collecting.worker import collect_block
+from quantascope.jobs.models.model import ModelSource, load_model
+from quantascope.jobs.quanta.cluster import Quanta, QuantaConfig, make_quanta, measure
+from quantascope.jobs.workers.pool import WorkerPool
+from quantascope.jobs.workers.ray_session import RayOptions
 from quantascope.storage import RowBlock, Run
 from quantascope.storage.local import LocalStore
 from tests.command_line import contents

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from quantascope import connect
-from quantascope.attribution.lesions import lesioned
+from quantascope.attribution.change.lesions import lesioned
 from quantascope.errors import ConfigurationError, RunMismatchError, RunNotFoundError
-from quantascope.jobs.compare import read_comparison
-from quantascope.jobs.curves import unit_losses
-from quantascope.jobs.model import ModelSource, load_model
-from quantascope.jobs.quanta import Quanta
+from quantascope.jobs.change.compare import read_comparison
+from quantascope.jobs.change.curves import unit_losses
+from quantascope.jobs.models.model import ModelSource, load_model
+from quantascope.jobs.quanta.cluster import Quanta
 from quantascope.storage.run import Run
 from tests.here import Actor, Pool
 from tests.tiny import tiny_neox, tiny_tokenizer
@@ -40,8 +40,8 @@ def others(tmp_path_factory, tiny_model_folder):
 @pytest.fixture
 def in_process(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(remote=Actor))
-    monkeypatch.setattr("quantascope.jobs.compare_losses.WorkerPool", Pool)
-    monkeypatch.setattr("quantascope.jobs.compare_losses.ray_session", lambda _: nullcontext(1))
+    monkeypatch.setattr("quantascope.jobs.change.losses.WorkerPool", Pool)
+    monkeypatch.setattr("quantascope.jobs.change.losses.ray_session", lambda _: nullcontext(1))
 
 
 def rows(run, name):

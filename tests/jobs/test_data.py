@@ -17,7 +17,8 @@ from quantascope.errors import (
     MissingFieldError,
     RemoteCodeError,
 )
-from quantascope.jobs.data import (
+from quantascope.jobs.data.places import _open_hub
+from quantascope.jobs.data.source import (
     DataFingerprint,
     DataSource,
     check_data,
@@ -25,7 +26,6 @@ from quantascope.jobs.data import (
     fingerprint_documents,
     read_documents,
 )
-from quantascope.jobs.data_sources import _open_hub
 from tests.tiny import SENTENCES, write_jsonl
 
 ROWS = [{"text": text, "id": f"doc-{i}", "kind": "ab"[i % 2]} for i, text in enumerate(SENTENCES)]
@@ -275,7 +275,7 @@ def test_nothing_there(name):
 
 
 def test_unreachable_hub_says_so_at_once(monkeypatch):
-    monkeypatch.setattr("quantascope.jobs.data_sources.hub_is_reachable", lambda: False)
+    monkeypatch.setattr("quantascope.jobs.data.places.hub_is_reachable", lambda: False)
     monkeypatch.setattr(datasets, "load_dataset", None)
     with pytest.raises(DatasetNotFoundError, match=r"nobody/nothing-here.*cannot be reached"):
         check_data(DataSource(dataset="nobody/nothing-here"))
@@ -286,7 +286,7 @@ def test_hub_data_sets_are_streamed(tmp_path, monkeypatch):
     data = tmp_path / "data"
     data.mkdir()
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("quantascope.jobs.data_sources.hub_is_reachable", lambda: True)
+    monkeypatch.setattr("quantascope.jobs.data.places.hub_is_reachable", lambda: True)
     for name, rows in (("train", ROWS[:5]), ("test", ROWS[5:])):
         write_parquet(data / f"{name}-00000-of-00001.parquet", rows)
     asked = source(data, split="test", label_fields=("kind",))
@@ -299,7 +299,7 @@ def test_hub_data_sets_are_streamed(tmp_path, monkeypatch):
 
 
 def test_what_the_hub_refuses_is_told_apart(monkeypatch):
-    monkeypatch.setattr("quantascope.jobs.data_sources.hub_is_reachable", lambda: True)
+    monkeypatch.setattr("quantascope.jobs.data.places.hub_is_reachable", lambda: True)
 
     def refuse(*_, **__):
         raise RuntimeError("Dataset scripts are no longer supported, but found own.py")
@@ -401,7 +401,7 @@ def test_fingerprint_runs_while_streaming_and_finds_duplicates(tmp_path):
 
 def test_importing_data_loads_nothing_heavy():
     heavy = ("torch", "transformers", "datasets", "pyarrow", "ray")
-    code = f"import sys, quantascope.jobs.data; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, quantascope.jobs.data.source; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from quantascope.errors import BadRowError, EncodingError
-from quantascope.jobs.data import DataSource, SkippedRow, read_documents
+from quantascope.jobs.data.source import DataSource, SkippedRow, read_documents
 from tests.tiny import SENTENCES, write_jsonl
 
 ROWS = [{"text": text} for text in SENTENCES]

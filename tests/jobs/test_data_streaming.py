@@ -15,11 +15,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quantascope.api.options import place
+from quantascope.api.commands.options import place
 from quantascope.errors import BadRowError, DatasetNotFoundError, EncodingError
-from quantascope.jobs import data_columns, data_lines, data_sources
-from quantascope.jobs.data import DataFingerprint, DataSource, check_data, fingerprint_documents, read_documents
-from quantascope.jobs.data_lines import read_json
+from quantascope.jobs.data import columns as data_columns
+from quantascope.jobs.data import lines as data_lines
+from quantascope.jobs.data import places as data_sources
+from quantascope.jobs.data.lines import read_json
+from quantascope.jobs.data.source import (
+    DataFingerprint,
+    DataSource,
+    check_data,
+    fingerprint_documents,
+    read_documents,
+)
 from tests.tiny import write_jsonl
 
 ROWS = [{"text": f"row {i} — naïve", "kind": "ab"[i % 2]} for i in range(40)]
@@ -286,8 +294,8 @@ def hub(tmp_path, monkeypatch):
         part = pa.Table.from_pylist(ROWS[number * 20 : number * 20 + 20])
         pq.write_table(part, folder / f"train-{number:05d}-of-00002.parquet", row_group_size=7)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("quantascope.jobs.data_sources.hub_is_reachable", lambda: True)
-    monkeypatch.setattr("quantascope.jobs.data_sources._pin", lambda _: "c0ffee")
+    monkeypatch.setattr("quantascope.jobs.data.places.hub_is_reachable", lambda: True)
+    monkeypatch.setattr("quantascope.jobs.data.places._pin", lambda _: "c0ffee")
     load, asked = datasets.load_dataset, []
 
     def load_dataset(*_, **options):

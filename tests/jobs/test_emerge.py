@@ -8,8 +8,8 @@ import torch
 
 from quantascope import connect
 from quantascope.errors import ConfigurationError, RunMismatchError, RunNotFoundError
-from quantascope.jobs.emerge import find_checkpoints, read_emergence
-from quantascope.jobs.quanta import Quanta
+from quantascope.jobs.change.emerge import find_checkpoints, read_emergence
+from quantascope.jobs.quanta.cluster import Quanta
 from quantascope.storage.run import Run
 from tests.here import Actor, Pool
 from tests.tiny import save_tiny, tiny_neox, tiny_tokenizer

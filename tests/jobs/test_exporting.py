@@ -19,8 +19,8 @@ from quantascope.errors import (
     RunMismatchError,
     RunNotFoundError,
 )
-from quantascope.jobs.data import DataSource, check_data
-from quantascope.jobs.exporting import PARTS, Export, export
+from quantascope.jobs.data.source import DataSource, check_data
+from quantascope.jobs.exchange.exporting import PARTS, Export, export
 from quantascope.storage.checked import decode_json
 from quantascope.storage.run import Run
 
@@ -87,7 +87,7 @@ def test_every_way_out_says_the_same(job, tmp_path, what):
 
 
 def test_large_tables_become_shards(job, tmp_path, monkeypatch):
-    monkeypatch.setattr("quantascope.jobs.exporting_files._SHARD_BYTES", 5_000)
+    monkeypatch.setattr("quantascope.jobs.exchange.files._SHARD_BYTES", 5_000)
     done = export(job(to="shards"))
     names = sorted(path.name for path in (tmp_path / "shards/data").glob("*.parquet"))
     assert len(names) == done.num_files > 3
@@ -239,7 +239,7 @@ def test_what_exists_is_never_overwritten(job, tmp_path):
 
 
 def test_a_name_that_is_taken_meanwhile_is_left_alone(job, tmp_path, monkeypatch):
-    from quantascope.jobs import exporting_files
+    from quantascope.jobs.exchange import files as exporting_files
 
     def take(path):
         (tmp_path / "out.parquet").write_text("theirs")

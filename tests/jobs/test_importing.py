@@ -19,10 +19,10 @@ from quantascope.errors import (
     QuantascopeError,
     RunMismatchError,
 )
-from quantascope.jobs.data import DataSource, Document
-from quantascope.jobs.importing import Import, import_store
-from quantascope.jobs.importing_documents import GivenTokenizer, Words
-from quantascope.jobs.importing_stores import open_store
+from quantascope.jobs.data.source import DataSource, Document
+from quantascope.jobs.exchange.documents import GivenTokenizer, Words
+from quantascope.jobs.exchange.importing import Import, import_store
+from quantascope.jobs.exchange.stores import open_store
 from quantascope.jobs.verify import verify
 from quantascope.storage.run import Run
 from tests.data.make_foreign_stores import SHORT, TEXTS, rows
@@ -315,7 +315,7 @@ def test_a_tokenizer_that_is_not_there(tmp_path):
 
 
 def test_an_import_that_was_stopped_goes_on(job, monkeypatch):
-    monkeypatch.setattr("quantascope.jobs.importing._CHUNK_BYTES", 2 * 128 * 8)  # eight rows to a block
+    monkeypatch.setattr("quantascope.jobs.exchange.importing._CHUNK_BYTES", 2 * 128 * 8)  # eight rows to a block
     from quantascope.storage.rowset import RowSet
 
     commit, calls = RowSet.commit, []

@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from quantascope.attribution.nearest_index import KINDS, IndexSpec, NearestIndex, least_probes, recall
+from quantascope.attribution.search.index import KINDS, IndexSpec, NearestIndex, least_probes, recall
 from quantascope.errors import ConfigurationError, DamagedRunError, RunMismatchError, RunNotFoundError
 from quantascope.jobs import index as module
 from quantascope.jobs.index import Index, IndexConfig, exact, make_index, search
-from quantascope.jobs.ray_session import RayOptions
 from quantascope.jobs.stored_rows import StoredRows
+from quantascope.jobs.workers.ray_session import RayOptions
 from quantascope.storage import RowBlock, Run
 
 SIZE, DIM, NUM_BLOCKS = 256, 32, 8

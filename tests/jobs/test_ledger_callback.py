@@ -13,8 +13,8 @@ from quantascope.errors import (
     RunMismatchError,
     RunNotFoundError,
 )
-from quantascope.jobs.ledger import load_state, read_ledger, save_state, write_ledger
-from quantascope.jobs.ledger_trainer import STATE_FILE, LedgerTrainer, token_loss_sums
+from quantascope.jobs.ledger.keeping import load_state, read_ledger, save_state, write_ledger
+from quantascope.jobs.ledger.trainer import STATE_FILE, LedgerTrainer, token_loss_sums
 from quantascope.storage import Run
 from tests.attribution.ledger_oracle import KINDS, batches, losses_of, neox, positions, weights
 

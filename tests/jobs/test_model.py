@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quantascope.errors import BadWeightsError, ConfigurationError, ModelNotFoundError, RemoteCodeError
-from quantascope.jobs.model import ModelSource, check_model, load_model, model_fingerprint
-from quantascope.jobs.model_spread import placement, require_placed
-from quantascope.jobs.tokens import tokenizer_fingerprint
+from quantascope.jobs.data.tokens import tokenizer_fingerprint
+from quantascope.jobs.models.model import ModelSource, check_model, load_model, model_fingerprint
+from quantascope.jobs.models.spread import placement, require_placed
 from tests.tiny import save_tiny, tiny_neox, tiny_tokenizer
 
 
@@ -139,7 +139,7 @@ def test_fingerprint_is_of_names_shapes_and_bytes():
 
 
 def test_fingerprint_does_not_depend_on_memory_layout_or_pieces(monkeypatch):
-    import quantascope.jobs.model as module
+    import quantascope.jobs.models.model as module
 
     model = tiny_neox(dtype="bfloat16")
     first = model_fingerprint(model)
@@ -287,7 +287,7 @@ def test_hub_tells_size_and_kind_of_weights_beforehand(folder, monkeypatch, weig
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    monkeypatch.setattr("quantascope.jobs.model_check.hub_is_reachable", lambda: True)
+    monkeypatch.setattr("quantascope.jobs.models.check.hub_is_reachable", lambda: True)
     if count is None:
         with pytest.raises(ModelNotFoundError, match="pickled"):
             check_model(ModelSource(model="some/model"))
@@ -453,7 +453,7 @@ def test_what_the_gpus_cannot_hold_is_refused_before_and_after_it_is_read(tiny_m
 
 
 def test_spreading_needs_accelerate(tiny_model_folder, monkeypatch):
-    monkeypatch.setattr("quantascope.jobs.model_spread.find_spec", lambda name: None)
+    monkeypatch.setattr("quantascope.jobs.models.spread.find_spec", lambda name: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigurationError, match="pip install accelerate"):
         load_model(source(tiny_model_folder, device="spread"))

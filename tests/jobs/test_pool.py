@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantascope.errors import ConfigurationError, StoreUnavailableError, WorkerFailedError
-from quantascope.jobs.failures import MAX_DEPARTURES, MAX_TRIES, Failure, Tasks, judge
+from quantascope.jobs.workers.failures import MAX_DEPARTURES, MAX_TRIES, Failure, Tasks, judge
 
 
 def spend(tasks, outcomes):
@@ -27,7 +27,7 @@ def spend(tasks, outcomes):
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-    monkeypatch.setattr("quantascope.jobs.failures._WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("quantascope.jobs.workers.failures._WAIT_SECONDS", 0.0)
 
 
 def test_a_poisoned_task_is_set_aside_named_and_counted_and_all_others_are_done(caplog):

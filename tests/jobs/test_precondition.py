@@ -22,13 +22,13 @@ from quantascope.attribution.preconditioning import (
 from quantascope.attribution.projection import Pair, member_columns
 from quantascope.attribution.projection.describe import from_description
 from quantascope.errors import BadWeightsError, ConfigurationError
-from quantascope.jobs.collect import collect
-from quantascope.jobs.config import RowConfig, SelectionConfig, SetConfig
-from quantascope.jobs.model import ModelSource, load_model
-from quantascope.jobs.optimizer_state import OPTIMIZER_FILE, read_moments
-from quantascope.jobs.plan import make_engine, make_projection
-from quantascope.jobs.precondition import FACTORS_FILE, stored_factors
-from quantascope.jobs.ray_session import RayOptions
+from quantascope.jobs.collecting.collect import collect
+from quantascope.jobs.collecting.config import RowConfig, SelectionConfig, SetConfig
+from quantascope.jobs.collecting.plan import make_engine, make_projection
+from quantascope.jobs.collecting.precondition import FACTORS_FILE, stored_factors
+from quantascope.jobs.models.model import ModelSource, load_model
+from quantascope.jobs.models.optimizer_state import OPTIMIZER_FILE, read_moments
+from quantascope.jobs.workers.ray_session import RayOptions
 from quantascope.storage import Run
 from tests.here import workers_here
 from tests.tiny import tiny_neox, tiny_tokenizer

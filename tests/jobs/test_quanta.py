@@ -10,14 +10,14 @@ import torch
 
 from quantascope import connect
 from quantascope.attribution.clustering import AverageLinkage, Refined
-from quantascope.attribution.interference import BEYOND
+from quantascope.attribution.quanta.interference import BEYOND
 from quantascope.errors import ConfigurationError, RunMismatchError, RunNotFoundError
-from quantascope.jobs.clustered import Quanta
-from quantascope.jobs.contexts import Contexts
-from quantascope.jobs.grains import groups_of_units
-from quantascope.jobs.model import ModelSource, load_model
-from quantascope.jobs.quanta import QuantaConfig, make_quanta, measure
-from quantascope.jobs.rivals import checkpoint_of, unit_activations
+from quantascope.jobs.models.model import ModelSource, load_model
+from quantascope.jobs.quanta.cluster import QuantaConfig, make_quanta, measure
+from quantascope.jobs.quanta.clustered import Quanta
+from quantascope.jobs.quanta.contexts import Contexts
+from quantascope.jobs.quanta.grains import groups_of_units
+from quantascope.jobs.quanta.rivals import checkpoint_of, unit_activations
 from quantascope.storage.rowset import RowSet, Status
 from quantascope.storage.run import Run
 from tests.tiny import save_tiny
@@ -253,9 +253,9 @@ def test_more_quanta_than_different_rows_leave_none_empty(tiny_run, monkeypatch)
 
 
 def test_another_projection_of_the_same_units_is_compared(tiny_collection, tmp_path, ray_cluster):
-    from quantascope.jobs.collect import collect
-    from quantascope.jobs.config import RowConfig
-    from quantascope.jobs.ray_session import RayOptions
+    from quantascope.jobs.collecting.collect import collect
+    from quantascope.jobs.collecting.config import RowConfig
+    from quantascope.jobs.workers.ray_session import RayOptions
 
     out = tmp_path / "run"
     for seed in (0, 1):

@@ -7,7 +7,7 @@ import pytest
 
 RAY_FIRST = """
 import ray
-from quantascope.jobs.ray_session import RayOptions, ray_session
+from quantascope.jobs.workers.ray_session import RayOptions, ray_session
 with ray_session(RayOptions(num_workers=1)):
     print(ray.get(ray.remote(lambda: "ran").remote()))
 """

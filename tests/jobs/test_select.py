@@ -8,11 +8,11 @@ import pytest
 
 from quantascope.attribution.selection import thin, thin_part
 from quantascope.errors import DamagedRunError
-from quantascope.jobs import select
-from quantascope.jobs.config import SelectionConfig
-from quantascope.jobs.ingest import ingest
-from quantascope.jobs.select import Selecting, select_units
-from quantascope.jobs.tokens import windows
+from quantascope.jobs.collecting import select
+from quantascope.jobs.collecting.config import SelectionConfig
+from quantascope.jobs.collecting.ingest import ingest
+from quantascope.jobs.collecting.select import Selecting, select_units
+from quantascope.jobs.data.tokens import windows
 from quantascope.storage import Run
 from quantascope.storage.checked import digest
 from quantascope.storage.documents import StoredDocument
@@ -177,8 +177,8 @@ def test_a_selection_written_in_pieces_has_the_bytes_of_one_written_at_once(tmp_
 
 
 def test_a_reading_that_was_stopped_goes_on_after_the_last_shard(tiny_collection, tmp_path, monkeypatch):
-    from quantascope.jobs import ingest as reading
-    from quantascope.jobs.model import load_model
+    from quantascope.jobs.collecting import ingest as reading
+    from quantascope.jobs.models.model import load_model
 
     collection = tiny_collection(tmp_path / "run")
     tokenizer = load_model(collection.model).tokenizer

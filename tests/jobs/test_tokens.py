@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
 
 from quantascope.errors import BadRowError, ConfigurationError
-from quantascope.jobs.data import Document
-from quantascope.jobs.tokens import tokenise, windows
+from quantascope.jobs.data.source import Document
+from quantascope.jobs.data.tokens import tokenise, windows
 from tests.tiny import SENTENCES, tiny_tokenizer
 
 

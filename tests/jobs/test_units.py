@@ -18,12 +18,12 @@ from quantascope.attribution.blocks import find_blocks
 from quantascope.attribution.engine import GradientEngine
 from quantascope.attribution.projection import TensorSketch
 from quantascope.errors import ConfigurationError
-from quantascope.jobs import plan as plans
-from quantascope.jobs.config import UNIT_TYPES, SelectionConfig, SetConfig
-from quantascope.jobs.select import Selecting, select_units
-from quantascope.jobs.tokens import spans
-from quantascope.jobs.unit_rows import fill_batches
-from quantascope.jobs.worker import collect_block, window_losses
+from quantascope.jobs.collecting import plan as plans
+from quantascope.jobs.collecting.config import UNIT_TYPES, SelectionConfig, SetConfig
+from quantascope.jobs.collecting.select import Selecting, select_units
+from quantascope.jobs.collecting.unit_rows import fill_batches
+from quantascope.jobs.collecting.worker import collect_block, window_losses
+from quantascope.jobs.data.tokens import spans
 from quantascope.storage import Run, StoredDocument
 from tests.plain_loop import assert_equal_rows, plain_rows
 from tests.tiny import tiny_neox

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from quantascope.errors import ConfigurationError, DamagedRunError, WorkerFailedError
-from quantascope.jobs import unit_rows, worker
-from quantascope.jobs.collect import collect
-from quantascope.jobs.config import PROJECTIONS, RowConfig, SelectionConfig, SetConfig
-from quantascope.jobs.precondition import FACTORS_FILE, stored_factors
-from quantascope.jobs.ray_session import RayOptions
+from quantascope.jobs.collecting import unit_rows, worker
+from quantascope.jobs.collecting.collect import collect
+from quantascope.jobs.collecting.config import PROJECTIONS, RowConfig, SelectionConfig, SetConfig
+from quantascope.jobs.collecting.precondition import FACTORS_FILE, stored_factors
+from quantascope.jobs.workers.ray_session import RayOptions
 from quantascope.storage import Run
 from tests.here import workers_here
 

@@ -1,0 +1,1 @@
+"""Answers as plain text for the terminal, and as JSON."""

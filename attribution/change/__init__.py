@@ -1,0 +1,1 @@
+"""What differs between checkpoints and between models: emergence, comparison, lesions."""

@@ -1,0 +1,1 @@
+"""Several models on the same units: checkpoints of one training, and one model against another."""

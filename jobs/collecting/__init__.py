@@ -1,0 +1,1 @@
+"""A collection from its configuration to its rows: ingest, select, plan, collect."""

@@ -1,0 +1,1 @@
+"""Ledgers on disk and in Hugging Face's Trainer."""

@@ -1,0 +1,1 @@
+"""Language models: found, checked, loaded, spread over devices."""

@@ -1,0 +1,1 @@
+"""Quanta of a row set: clustered, stored, opened again, asked at any grain, traced to."""
