@@ -12,7 +12,7 @@ class Unit:
     """A unit with the words around it."""
 
     unit: int
-    """Its number in the row set."""
+    """Its number in the row set; of several row sets, numbered through."""
     quantum: int | None
     """None for units that were not clustered (windows, zero or refused rows)."""
     document: int
@@ -34,6 +34,8 @@ class Unit:
     labels: dict[str, str | None]
     score: float | None = None
     """Cosine with the quantum's centroid, or with the behaviour that was traced."""
+    unit_type: str = "token-loss"
+    """What it is: quanta of several row sets have units of several types."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +88,14 @@ class QuantumMeasures:
     """The same if units of one document were no more alike than others."""
     self_influence: float
     """Of its median unit, over that of the median unit of all."""
+    self_influence_null: tuple[float, float] | None
+    """Where the median of as many units drawn from all lies in 95 % of draws; None from an older version."""
     monogenic: float | None
     """Mean over its units of the greatest squared weight's share: 1 where one quantum says it all."""
+    monogenic_null: float | None
+    """The same of units that use this quantum alone by construction."""
+    persistence_null: float | None
+    """What 95 % of branches of like size do not exceed where every column is shuffled by itself."""
     community: int
     """Group of quanta that interact; -1 where there were too many quanta to look."""
     interferes: tuple[tuple[int, float, float], ...]

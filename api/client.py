@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import cached_property
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from .answers import TreeNode as TreeNode
 from .answers import Unit as Unit
 from .answers import UnitCode as UnitCode
 from .answers import UsedQuantum as UsedQuantum
+from .lines import finite, measures_of, quantum_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +87,7 @@ class Client:
             return [self.quantum(i) for i in range(len(self._quanta.table))]
         from ..jobs.quanta.grains import at_grain
 
-        return [_quantum(row) for row in at_grain(self._quanta, grain).to_pylist()]
+        return [quantum_of(row) for row in at_grain(self._quanta, grain).to_pylist()]
 
     def quantum(self, id: int) -> Quantum:
         """One quantum; RunNotFoundError if there is none of that number."""
@@ -95,7 +95,7 @@ class Client:
         if not 0 <= id < len(table):
             raise RunNotFoundError(f"There is no quantum {id}; they are numbered 0 to {len(table) - 1}.")
         row = table.slice(id, 1).to_pylist()[0]
-        return replace(_quantum(row), facts=self._measures(id, row))
+        return replace(quantum_of(row), facts=measures_of(row, self._shares(id)))
 
     def tree(self, *, fine: bool = False) -> list[TreeNode]:
         """The tree from its root down to the quanta, or, with `fine`, down to single units (or micro-clusters).
@@ -161,7 +161,7 @@ class Client:
         return UnitCode(
             unit=unit,
             quanta=tuple(zip(row["code_quanta"], row["code_weights"], strict=True)),
-            monogenic=_finite(row["monogenic"]),
+            monogenic=finite(row["monogenic"]),
             explained=row["explained"],
         )
 
@@ -270,26 +270,9 @@ class Client:
         dtype = self._quanta.row_set.plan["model"]["dtype"]
         self.__dict__["_tracer"] = Tracer(self._quanta, ModelSource(model=model, dtype=dtype))
 
-    def _measures(self, id: int, row: dict[str, Any]) -> QuantumMeasures | None:
-        """None for quanta that an older version stored."""
-        if "own_share" not in row:
-            return None
+    def _shares(self, id: int) -> dict[str, float]:
         blocks = [block["name"] for block in self._quanta.row_set.plan["blocks"]]
-        lists = (row[c] for c in ("interferes", "interferes_cosines", "interferes_null"))
-        partners = (row[c] for c in ("used_with", "used_with_shared", "used_with_expected"))
-        return QuantumMeasures(
-            dimension=_finite(row["dimension"]),
-            dimension_low=_finite(row["dimension_low"]),
-            dimension_high=_finite(row["dimension_high"]),
-            own_share=row["own_share"],
-            own_share_null=row["own_share_null"],
-            self_influence=row["self_influence"],
-            monogenic=row["monogenic"],
-            community=row["community"],
-            interferes=tuple(zip(*lists, strict=True)),
-            used_with=tuple(zip(*partners, strict=True)),
-            address=dict(zip(blocks, self._address[id].tolist(), strict=True)),
-        )
+        return dict(zip(blocks, self._address[id].tolist(), strict=True))
 
     @cached_property
     def _address(self) -> "np.ndarray":
@@ -318,6 +301,10 @@ class Client:
         from ..jobs.quanta.trace import Tracer
 
         return Tracer(self._quanta)
+
+    @cached_property
+    def _unit_type(self) -> str:
+        return str(self._quanta.row_set.plan["unit_type"])
 
     @cached_property
     def _place(self) -> dict[int, int]:
@@ -358,34 +345,8 @@ class Client:
             loss=row["loss"],
             labels={k.removeprefix("label_"): v for k, v in row.items() if k.startswith("label_")},
             score=score,
+            unit_type="window" if whole else row.get("unit_type") or self._unit_type,
         )
-
-
-def _quantum(row: dict[str, Any]) -> Quantum:
-    """From a line of the quanta's table, or of the table at another grain."""
-    return Quantum(
-        id=row["quantum"],
-        label=row["phrase"],
-        target=row["target"],
-        pattern=tuple(row["pattern"]),
-        distinguishing=tuple(row["top_tokens"]),
-        size=row["size"],
-        use=row["use"],
-        mean_loss=row["mean_loss"],
-        coherence=row["coherence"],
-        num_documents=row["num_documents"],
-        nearest=tuple(zip(row["neighbours"], row["neighbour_cosines"], strict=True)),
-        exemplars=tuple(row["exemplars"]),
-        edge=tuple(row["edge"]),
-        counterexamples=tuple(row["counterexamples"]),
-        node=row.get("node"),
-        persistence=_finite(row.get("persistence")),
-        name=row.get("name"),
-    )
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and isfinite(value) else None
 
 
 def connect(path: str | os.PathLike[str], *, quanta: str = "main") -> Client:

@@ -74,7 +74,8 @@ class Block:
         """Gradients of the parameters, each with a unit's axis in front, as the block's matrix."""
         first = gradients[self.parameters[0]]
         if self.rows == 1:
-            return torch.cat([gradients[p].flatten(1) for p in self.parameters], dim=1).unsqueeze(1)
+            parts = [gradients[p].reshape(len(first), -1) for p in self.parameters]  # a parameter may be one number
+            return torch.cat(parts, dim=1).unsqueeze(1)
         if self.transposed:
             first = first.transpose(-1, -2)
         weight = first.reshape(len(first), self.rows, -1)

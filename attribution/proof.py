@@ -160,7 +160,7 @@ class Proof:
             values = passes.losses(recorder, losses)
             for unit, rows in wanted.items():
                 scale = torch.stack([r.norm() for r in rows]).norm() * tiny
-                passes.backward(recorder, values, torch.tensor([unit], device=values.device), retain_graph=True)
+                passes.backward(recorder, values, torch.tensor([unit]).to(values.device), retain_graph=True)
                 for number, row in enumerate(rows):
                     if number in passes.route.looped:
                         continue

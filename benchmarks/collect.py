@@ -2,7 +2,8 @@
 
 All that is compared runs interleaved, in one process, on the same model and batch; ratios are medians over rounds of
 one round's pair. Models have random weights. GPT-NeoX 512 wide with 6 layers is the one that bars hold for (quick: 192
-wide, 4 layers); Mixtral and Mamba stand for experts and state spaces; `--widths` adds others, without bars.
+wide, 4 layers); Mixtral and Mamba stand for experts and state spaces; `--widths` measures other
+shapes of GPT-NeoX instead, without bars.
 """
 
 import argparse
@@ -182,26 +183,6 @@ def mixed_work(model: PreTrainedModel, seed: int, num_documents: int = 24) -> Wo
     return work
 
 
-def compiled_work(model: PreTrainedModel, batch: TokenBatch) -> tuple[Work, list[dict[str, Any]]]:
-    """torch.compile: the floor, and rows whose engine runs through a compiled forward pass; with what it takes."""
-    num = len(batch.ids)
-    work: Work = {"floor": partial(floor, model, batch)}
-    engine = engine_for(model, PROJECTIONS["tensor sketch"], "paper")
-    work["windows, tensor sketch"] = partial(engine.rows, batch, mean_losses, num_examples=num)
-    spent = []
-    compiled = copy.deepcopy(model)
-    compiled.compile()
-    work["floor, torch.compile"] = partial(floor, compiled, batch)
-    engine = engine_for(compiled, PROJECTIONS["tensor sketch"], "paper")
-    work["windows, tensor sketch, torch.compile"] = partial(engine.rows, batch, mean_losses, num_examples=num)
-    for name in [n for n in work if "compile" in n]:
-        start = time.perf_counter()
-        for _ in range(3):
-            work[name]()
-        spent.append({"what": f"{name}: seconds of compiling", "seconds": time.perf_counter() - start})
-    return work, spent
-
-
 def bfloat16_rows(model: PreTrainedModel, batch: TokenBatch, rounds: int) -> list[dict[str, Any]]:
     """Rows and floor of the same weights in bfloat16; and how rows point where float32's do."""
     half = copy.deepcopy(model).to(torch.bfloat16)
@@ -272,8 +253,7 @@ def resident_kilobytes(name: str) -> int:
 def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--rounds", type=int, default=None, help="15, or 5 with --quick")
-    parser.add_argument("--widths", action="store_true", help="other widths and lengths too")
-    parser.add_argument("--compile", action="store_true", help="torch.compile too: slow, over ten minutes")
+    parser.add_argument("--widths", action="store_true", help="other widths and lengths, and nothing else")
     parser.add_argument("--memory-of", help="print the peak memory of one kind of work, and nothing else")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -281,31 +261,20 @@ def main() -> None:
     if options.memory_of:
         measure_memory(options.memory_of, options.quick)
         return
+    columns = ["model", "what", "seconds", "over its floor", "quartiles"]
+    if options.widths:
+        finish("collect_widths", columns, widths_and_lengths(options), [], options)
     memory = {kind: peak_bytes(kind, options) for kind in ("floor", *PROJECTIONS)}
     rounds = options.rounds or (5 if options.quick else 15)
     model = neox(192, 4, 4096) if options.quick else neox(512, 6, 8192)
     batch = window_batch(model, 4, 256, options.seed)
     rows = [r | {"model": "GPT-NeoX"} for r in timed(window_work(model, batch, peers=True), "floor", rounds)]
-    rows += [
-        r | {"model": "GPT-NeoX"}
-        for r in timed(token_work(model, batch, options.seed), "token floor", max(3, rounds // 3))
-    ]
-    rows += [
-        r | {"model": "GPT-NeoX"} for r in timed(mixed_work(model, options.seed), "mixed floor", max(3, rounds // 3))
-    ]
-    rows += [r | {"model": "GPT-NeoX"} for r in bfloat16_rows(model, batch, max(3, rounds // 3))]
+    rows += [r | {"model": "GPT-NeoX"} for r in timed(token_work(model, batch, options.seed), "token floor", rounds)]
+    rows += [r | {"model": "GPT-NeoX"} for r in timed(mixed_work(model, options.seed), "mixed floor", rounds)]
+    rows += [r | {"model": "GPT-NeoX"} for r in bfloat16_rows(model, batch, rounds)]
     for name, other in (("Mixtral", mixtral(options.quick)), ("Mamba", mamba(options.quick))):
         small = window_batch(other, 4, 256 if name == "Mixtral" else 128, options.seed)
         rows += [r | {"model": name} for r in timed(window_work(other, small, peers=False), "floor", rounds)]
-    if options.compile:
-        work, spent = compiled_work(model, batch)
-        rows += [r | {"model": "GPT-NeoX, compiled"} for r in [*timed(work, "floor", rounds), *spent]]
-    if options.widths:
-        for width, length in ((128, 256), (1024, 256), (512, 64), (512, 1024), (512, 2048)):
-            other = neox(width, 6 if width < 1024 else 3, 8192, context=max(length, 256))
-            shape = window_batch(other, max(1, 1024 // length), length, options.seed)
-            label = f"GPT-NeoX {width} wide, {length} long"
-            rows += [r | {"model": label} for r in timed(window_work(other, shape, peers=False), "floor", 5)]
     for kind, value in memory.items():
         rows.append(
             {
@@ -315,7 +284,19 @@ def main() -> None:
                 "MB": value / 1e6,
             }
         )
-    finish("collect", ["model", "what", "seconds", "over its floor", "quartiles"], rows, bars(rows), options)
+    finish("collect", columns, rows, bars(rows), options)
+
+
+def widths_and_lengths(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows over the floor for GPT-NeoX of other shapes; batches of 1,024 tokens, or one window where that is longer."""
+    rows = []
+    for width, length in ((128, 256), (1024, 256), (512, 64), (512, 1024), (512, 2048)):
+        model = neox(width, 6 if width < 1024 else 3, 8192, context=max(length, 256))
+        batch = window_batch(model, max(1, 1024 // length), length, options.seed)
+        work = window_work(model, batch, peers=False)
+        label = f"GPT-NeoX {width} wide, {length} long"
+        rows += [r | {"model": label} for r in timed(work, "floor", options.rounds or 7)]
+    return rows
 
 
 def bars(rows: list[dict[str, Any]]) -> list[Bar]:

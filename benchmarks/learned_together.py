@@ -11,7 +11,8 @@ whitened, the target token, the token before it, tf–idf vectors of the context
 - *Transfer*: selectivity of small steps: how much the log loss falls in the documents of a quantum that took no part,
   over how much it changes in units outside; `same token` counts outside units of the same target token only.
 
-Five models, of five seeds: the demonstration's own and four of 300 steps (python_model.py). Means over them; bars ask
+Five models, of five seeds: the demonstration's own and four of 300 steps (python_model.py); `--language english` trains
+five of 300 steps on the prose of docstrings. Means over them; bars ask
 that gradients (of the paper's blocks, each made unit, whitened) beat the best rival, chosen afterwards: the lower
 end of the 95 % interval of the paired difference (Student's t over the seeds) is above 0; of one seed, the difference.
 """
@@ -209,7 +210,7 @@ def measure(seed: int, options: argparse.Namespace) -> dict[str, Figures]:
     """All figures of one seed, by method; kept beside the model's cache as each part is done."""
     cache = Path(options.cache).expanduser()
     num_units = 300 if options.quick else options.units
-    units, result = cached_units(cache, seed, num_units=num_units, quick=options.quick)
+    units, result = cached_units(cache, seed, num_units=num_units, quick=options.quick, language=options.language)
     started = time.perf_counter()
     geometries = described(units)
     labels = labels_of(units, geometries, seed)
@@ -267,6 +268,7 @@ def table(found: list[dict[str, Figures]]) -> list[dict[str, object]]:
 def main() -> None:
     parser = arguments("Are the units of a quantum learned together?")
     parser.add_argument("--cache", default="~/.cache/quantascope", help="the demonstration's cache")
+    parser.add_argument("--language", choices=("python", "english"), default="python", help="what the models read")
     parser.add_argument("--seeds", type=int, help="models; the default is 5, or 1 with --quick")
     parser.add_argument("--units", type=int, default=1_500, help="token losses of each model")
     parser.add_argument("--no-transfer", action="store_true", help="co-emergence alone")
@@ -280,11 +282,13 @@ def main() -> None:
             found.append(kept(_figures(seed, options), partial(measure, seed, options), again=options.again))
     rows = table(found)
     columns = ["rows", *[c for c in rows[1] if ":" not in c and "±" not in c and c != "rows"]]
-    finish("learned_together", columns, rows, bars_of(found), options)
+    name = "learned_together" + ("" if options.language == "python" else f"_{options.language}")
+    finish(name, columns, rows, bars_of(found), options)
 
 
 def _figures(seed: int, options: argparse.Namespace) -> Path:
     kind = "quick" if options.quick else str(options.units)
+    kind += "" if options.language == "python" else f"-{options.language}"
     name = f"figures-{RECIPE}-{kind}-{seed}{'-no-transfer' if options.no_transfer else ''}.json"
     return Path(options.cache).expanduser() / "learned-together" / name
 

@@ -10,6 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from quantascope.jobs.collecting.candidates import SCAN_BATCH
+from quantascope.jobs.collecting.config import SelectionConfig
+from quantascope.jobs.collecting.select import Selecting
 from quantascope.jobs.collecting.worker import Worker
 from quantascope.storage import RowBlock, Run
 from quantascope.storage.documents import Totals
@@ -103,6 +105,54 @@ class MadeUpWorker(Worker):
     def peak_bytes(self) -> int:
         """The most memory that this process has held."""
         return peak_bytes()
+
+
+def candidates(first: int, count: int) -> pa.Table:
+    """One unit of each of some documents, as a task finds them."""
+    zeros = np.zeros(count, np.int32)
+    return pa.table(
+        {
+            "document": np.arange(first, first + count),
+            "first_token": zeros,
+            "last_token": zeros + 49,
+            "text_start": zeros,
+            "text_end": zeros + 50,
+            "loss": np.full(count, np.nan, np.float32),
+            "cut_tokens": zeros,
+        }
+    )
+
+
+class MadeUpShards:
+    """As many shards as wanted, of a million units each, all alike."""
+
+    def __init__(self) -> None:
+        self._table = candidates(0, 1_000_000)
+
+    def clear_others(self) -> None:
+        """There are none."""
+
+    def missing(self, _: object) -> list[int]:
+        return []
+
+    def record(self, number: int) -> dict[str, Any]:
+        return {"number": number, "rows": len(self._table), "facts": {}}
+
+    def table(self, _: int) -> pa.Table:
+        return self._table
+
+
+class SimulatedSelecting(Selecting):
+    """A selection of which only the driver's part is done."""
+
+    def __init__(self, num_units: int) -> None:
+        self._config = SelectionConfig(unit_type="document")
+        self._tasks = num_units // 1_000_000
+        self.shards = MadeUpShards()  # type: ignore[assignment,misc]
+
+    @property
+    def num_tasks(self) -> int:
+        return self._tasks
 
 
 class Nowhere(LocalStore):

@@ -3,7 +3,9 @@
 One local Ray holds a worker of one thread that, after each block, also runs the floor (a forward pass, and the backward
 pass through activations) on as many tokens, and a pair of such workers without it; they take turns, so that what else
 the machine does strikes all alike. Memory, cutting a million documents, and planning 10^9 units by simulation are
-measured in processes of their own, on runs whose rows are made up.
+measured in processes of their own, on runs whose rows are made up. bergson's command line, where it is installed, has
+the same model and as many tokens of the same documents; what it takes beside its import and its start is the difference
+of two runs, one of few documents and one of many.
 """
 
 import argparse
@@ -18,11 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from collect import floor, window_batch
-from made_up_runs import MadeUpWorker, Nowhere, peak_bytes, save_model, texts, write_documents
+from made_up_runs import (
+    MadeUpWorker,
+    Nowhere,
+    SimulatedSelecting,
+    candidates,
+    peak_bytes,
+    save_model,
+    texts,
+    write_documents,
+)
 from models import neox
+from peer_command import measure_peer
 from result import Bar, arguments, finish
 
 from quantascope.jobs.collecting.collection import Collection
@@ -31,7 +42,6 @@ from quantascope.jobs.collecting.ingest import ingest
 from quantascope.jobs.collecting.opening import open_run
 from quantascope.jobs.collecting.passes import collect_blocks, freeze_units, scanner, workers
 from quantascope.jobs.collecting.plan import make_plan
-from quantascope.jobs.collecting.select import Selecting
 from quantascope.jobs.collecting.worker import Worker, make_selecting
 from quantascope.jobs.data.source import DataSource
 from quantascope.jobs.models.model import LoadedModel, ModelSource, load_model
@@ -210,22 +220,6 @@ def measure_memory(folder: Path, num_units: int, seed: int) -> dict[str, float]:
     }
 
 
-def candidates(first: int, count: int) -> pa.Table:
-    """One unit of each of some documents, as a task finds them."""
-    zeros = np.zeros(count, np.int32)
-    return pa.table(
-        {
-            "document": np.arange(first, first + count),
-            "first_token": zeros,
-            "last_token": zeros + 49,
-            "text_start": zeros,
-            "text_end": zeros + 50,
-            "loss": np.full(count, np.nan, np.float32),
-            "cut_tokens": zeros,
-        }
-    )
-
-
 def measure_cutting(folder: Path, num_documents: int, seed: int) -> dict[str, float]:
     """Seconds from documents whose units are found to blocks that wait for workers."""
     selection = SelectionConfig(unit_type="document", window_tokens=LENGTH)
@@ -251,38 +245,6 @@ def measure_cutting(folder: Path, num_documents: int, seed: int) -> dict[str, fl
         )
         blocks = len(row_set.missing_blocks())
         return {"documents": len(row_set), "blocks": blocks, "seconds": time.perf_counter() - start}
-
-
-class MadeUpShards:
-    """As many shards as wanted, of a million units each, all alike."""
-
-    def __init__(self) -> None:
-        self._table = candidates(0, 1_000_000)
-
-    def clear_others(self) -> None:
-        """There are none."""
-
-    def missing(self, _: object) -> list[int]:
-        return []
-
-    def record(self, number: int) -> dict[str, Any]:
-        return {"number": number, "rows": len(self._table), "facts": {}}
-
-    def table(self, _: int) -> pa.Table:
-        return self._table
-
-
-class SimulatedSelecting(Selecting):
-    """A selection of which only the driver's part is done."""
-
-    def __init__(self, num_units: int) -> None:
-        self._config = SelectionConfig(unit_type="document")
-        self._tasks = num_units // 1_000_000
-        self.shards = MadeUpShards()  # type: ignore[assignment,misc]
-
-    @property
-    def num_tasks(self) -> int:
-        return self._tasks
 
 
 def measure_planning(folder: Path, num_units: int) -> dict[str, float]:
@@ -322,6 +284,9 @@ def only(options: argparse.Namespace) -> dict[str, Any]:
     folder = Path(options.folder)
     if options.only == "job":
         return measure_job(folder, rounds=options.number, blocks=4, seed=options.seed)
+    if options.only == "peer":
+        save_model(folder / "model", neox(512, 6, 8192), options.seed)
+        return {"peer": measure_peer(folder, num_tokens=LENGTH, seed=options.seed)}
     if options.only == "memory":
         return measure_memory(folder, options.number, options.seed)
     if options.only == "cutting":
@@ -331,7 +296,9 @@ def only(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = arguments(__doc__ or "")
-    parser.add_argument("--only", choices=("job", "memory", "cutting", "planning"), help="one part, as one JSON object")
+    parser.add_argument(
+        "--only", choices=("job", "peer", "memory", "cutting", "planning"), help="one part, as one JSON object"
+    )
     parser.add_argument("--number", type=int, default=1, help="rounds, units or documents of that part")
     parser.add_argument("--folder", help="where that part works")
     parser.set_defaults(threads=1)
@@ -349,6 +316,7 @@ def main() -> None:
         quick = options.quick
         job = in_process(folder, "job", 1 if quick else 4, options.seed)
         job["load"] = (load, os.getloadavg()[0])
+        job["peer"] = "left out of quick runs" if quick else measure_peer(folder, num_tokens=LENGTH, seed=options.seed)
         sizes = (10_000, 30_000) if quick else (10_000, 100_000, 1_000_000)
         memory = [in_process(folder, "memory", size, options.seed) for size in sizes]
         cutting = in_process(folder, "cutting", 20_000 if quick else 1_000_000, options.seed)
@@ -379,6 +347,13 @@ def report(
     row("one block", np.median([s["block"] for s in segments]), "s")
     row("between blocks", 1e3 * np.median([s["between"] for s in segments]), "ms")
     row("load before and after", job["load"][0], f"{job['load'][1]:.1f} after")
+    if isinstance(peer := job["peer"], str):
+        rows.append({"what": "bergson's command line", "value": peer, "unit": ""})
+    else:
+        row("bergson's command line, its loop", peer["tokens_per_second"], "tokens/s")
+        row(f"the same, {peer['tokens']:,.0f} tokens, start included", peer["all"], "tokens/s")
+        row("its start, import included", peer["start"], "s")
+        row("its import", peer["import"], "s")
     for found in memory:
         row(f"driver's peak, {found['units']:,} units", found["driver"] / 1e6, "MB")
         row(f"worker's peak, {found['units']:,} units", found["worker"] / 1e6, "MB")

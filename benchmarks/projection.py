@@ -8,6 +8,7 @@ energy should reach. Time is that of one batch's rows over the floor's (a forwar
 """
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -171,28 +172,41 @@ class Frontier:
         )
 
 
-def draw(rows: list[dict[str, Any]], path: str) -> None:
-    """Error against D, one line per projection and way of sharing."""
+def draw(panels: dict[str, list[dict[str, Any]]], path: str) -> None:
+    """Error against D, one line per projection and way of sharing, one panel per model."""
     import matplotlib as mpl
 
     mpl.use("svg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7.5, 4.5))
+    figure, every = plt.subplots(ncols=len(panels), sharey=True, squeeze=False, figsize=(1 + 4.5 * len(panels), 4.5))
     shown = {"two-sided": "C0", "wide, then SJLT": "C1", "tensor sketch": "C3", "dense, whole": "black"}
-    for name, colour in shown.items():
-        for shares, style in (("equal", ":"), ("energy", "-"), ("", "--")):
-            points = [
-                (r["D"], r["RMS error of cosines"]) for r in rows if (r["projection"], r["shares"]) == (name, shares)
-            ]
-            if points:
-                label = f"{name}, {shares} shares" if shares else name
-                axes.plot(*zip(*points, strict=True), style, color=colour, marker="o", markersize=3, label=label)
-    axes.set(xscale="log", yscale="log", xlabel="D, numbers per row", ylabel="RMS error of cosines")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    for axes, (title, rows) in zip(every[0], panels.items(), strict=True):
+        for name, colour in shown.items():
+            for shares, style in (("equal", ":"), ("energy", "-"), ("", "--")):
+                points = [
+                    (r["D"], r["RMS error of cosines"])
+                    for r in rows
+                    if (r["projection"], r["shares"]) == (name, shares)
+                ]
+                if points:
+                    label = f"{name}, {shares} shares" if shares else name
+                    axes.plot(*zip(*points, strict=True), style, color=colour, marker="o", markersize=3, label=label)
+        axes.set(title=title, xscale="log", yscale="log", xlabel="D, numbers per row")
+        axes.spines[["top", "right"]].set_visible(False)
+    every[0, 0].set(ylabel="RMS error of cosines")
+    every[0, -1].legend(frameon=False, fontsize=8)
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def drawn(results: list[str], path: str) -> None:
+    """The figure of result files, each given as TITLE=FILE."""
+    panels = {}
+    for result in results:
+        title, _, file = result.rpartition("=")
+        panels[title] = json.loads(Path(file).read_text(encoding="utf-8"))["results"]
+    draw(panels, path)
 
 
 def trained(options: argparse.Namespace, corpus: Path, scratch: Path) -> Path:
@@ -208,7 +222,11 @@ def main() -> None:
     parser.add_argument("--width", type=int, help="train a model of this width for two minutes")
     parser.add_argument("--blocks", default="paper")
     parser.add_argument("--figure", metavar="FILE", help="draw error against D as SVG")
+    parser.add_argument("--of", nargs="+", metavar="TITLE=FILE", help="draw these results, and measure nothing")
     options = parser.parse_args()
+    if options.of:
+        drawn(options.of, options.figure)
+        return
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as scratch:
         corpus = Path(scratch) / "corpus"
@@ -222,7 +240,7 @@ def main() -> None:
         frontier.measure(dim)
     frontier.time()
     if options.figure:
-        draw(frontier.rows, options.figure)
+        draw({f"{model.config.hidden_size} wide": frontier.rows}, options.figure)
     ratio = max(
         frontier.error("tensor sketch", s, d) / frontier.error("dense count sketch", s, d)
         for s in ("equal", "energy")

@@ -1,8 +1,9 @@
-"""The demonstration's model of Python, over its training: units, gradient rows, activations and loss curves, in arrays.
+"""The demonstration's model over its training: units, gradient rows, activations and loss curves, in arrays.
 
-Corpus, recipe and training are the demonstration's own, and so is the cache: what `quantascope demo` trained is found
-there (seed 0), and what is missing is trained. Other seeds have other initial weights and another order of the data,
-and a fixed number of steps, so that a busy machine gives the same models.
+Corpus (the standard library's sources), recipe and training are the demonstration's own, and so is the cache: what
+`quantascope demo` trained is found there (seed 0), and what is missing is trained. Other seeds have other initial
+weights and another order of the data, and a fixed number of steps, so that a busy machine gives the same models. The
+same recipe also trains models of English, on the prose of installed packages' docstrings (english.py).
 """
 
 import platform
@@ -13,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from english import docstring_files
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from quantascope import __version__
-from quantascope.api.demo.corpus import read_corpus, write_corpus
+from quantascope.api.demo.corpus import read_corpus, write_corpus, write_files
 from quantascope.api.demo.recipe import TrainingConfig
 from quantascope.api.demo.training import TrainingResult, read_training, train_model
 from quantascope.attribution.blocks import find_blocks
@@ -97,13 +99,17 @@ class Units:
         )
 
 
-def trained(cache: Path, seed: int, *, quick: bool) -> tuple[TrainingResult, Path]:
+def trained(cache: Path, seed: int, *, quick: bool, language: str = "python") -> tuple[TrainingResult, Path]:
     """The model of a seed and its corpus; trained where the cache lacks it."""
     home = cache / f"demo{'-quick' if quick else ''}-{__version__}-python-{platform.python_version()}"
-    corpus = home / "corpus"
     home.mkdir(parents=True, exist_ok=True)
-    write_corpus(corpus, max_bytes=1_500_000 if quick else None)
-    if seed == 0 and not quick and (home / "python-stdlib").is_dir():
+    is_python = language == "python"
+    corpus = home / ("corpus" if is_python else "english")
+    if is_python:
+        write_corpus(corpus, max_bytes=1_500_000 if quick else None)
+    elif not corpus.is_dir():
+        write_files(corpus, docstring_files(max_bytes=1_000_000 if quick else 5_000_000))
+    if is_python and seed == 0 and not quick and (home / "python-stdlib").is_dir():
         return read_training(home / "python-stdlib"), corpus
     if quick:
         base = TrainingConfig.quick()
@@ -111,11 +117,12 @@ def trained(cache: Path, seed: int, *, quick: bool) -> tuple[TrainingResult, Pat
             vocabulary_size=base.vocabulary_size, width=base.width, num_layers=base.num_layers,
             window_tokens=base.window_tokens, batch_windows=base.batch_windows, num_steps=60, seed=seed,
         )  # fmt: skip
-    elif seed == 0:
+    elif is_python and seed == 0:
         recipe = TrainingConfig()
     else:
         recipe = TrainingConfig(num_steps=SEED_STEPS, num_checkpoints=SEED_CHECKPOINTS, seed=seed)
-    name = "python-stdlib" if seed == 0 and not quick else f"python-stdlib-seed-{seed}"
+    name = "python-stdlib" if is_python else "docstrings"
+    name += f"-seed-{seed}" if seed or quick or not is_python else ""
     return train_model(recipe, corpus, home / name), corpus
 
 
@@ -149,9 +156,11 @@ def collect(result: TrainingResult, corpus: Path, *, seed: int, num_units: int, 
     )  # fmt: skip
 
 
-def cached_units(cache: Path, seed: int, *, num_units: int, quick: bool) -> tuple[Units, TrainingResult]:
+def cached_units(
+    cache: Path, seed: int, *, num_units: int, quick: bool, language: str = "python"
+) -> tuple[Units, TrainingResult]:
     """`collect`, kept in the cache under what it depends on."""
-    result, corpus = trained(cache, seed, quick=quick)
+    result, corpus = trained(cache, seed, quick=quick, language=language)
     path = cache / "learned-together" / f"2-{result.fingerprint[:12]}-{seed}-{num_units}.npz"
     names = list(Units.__dataclass_fields__)
     if path.is_file():

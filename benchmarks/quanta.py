@@ -20,7 +20,8 @@ from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
 from quantascope.attribution.clustering import AverageLinkage, Clusterer, Density, Leiden, Refined, Spectral
-from quantascope.attribution.search.faiss_backend import spherical_kmeans
+from quantascope.attribution.search.kmeans import KMeansConfig, assign, kmeans
+from quantascope.attribution.search.tiles import Chunk
 from quantascope.attribution.whitening import unit_rows
 
 SETTINGS = [(n, sigma, dim) for n in (30, 300) for sigma in (2, 3) for dim in (1_000, 256, 64)]
@@ -57,6 +58,12 @@ def of(clusterer: Clusterer) -> Callable[[np.ndarray], Labels]:
     return lambda rows: clusterer.cluster(rows).assignments
 
 
+def by_kmeans(rows: np.ndarray, num_quanta: int) -> Labels:
+    config = KMeansConfig(num_clusters=num_quanta, spherical=True)
+    found = kmeans(lambda: [Chunk(0, rows)], rows.shape[1], config)
+    return assign(rows, found.centroids, spherical=True)
+
+
 def methods(num_quanta: int) -> dict[str, Callable[[np.ndarray], Labels]]:
     """All that is compared, by name."""
     micro = AverageLinkage(num_quanta=num_quanta, max_pairs_rows=0, micro_clusters=6 * num_quanta)
@@ -65,7 +72,7 @@ def methods(num_quanta: int) -> dict[str, Callable[[np.ndarray], Labels]]:
         DEFAULT: of(Refined(inner=AverageLinkage(num_quanta=num_quanta))),
         "micro-clusters": of(micro),
         "micro-clusters, refined": of(Refined(inner=micro)),
-        "spherical k-means": lambda rows: spherical_kmeans(rows, num_quanta, seed=0)[1],
+        "spherical k-means": lambda rows: by_kmeans(rows, num_quanta),
         "the paper's": of(Spectral(num_quanta=num_quanta)),
         "spectral, cos squared": of(Spectral(num_quanta=num_quanta, affinity="squared cosine")),
         ALONE: of(Refined()),

@@ -1,10 +1,11 @@
 """Searching a run's rows: the exact scan beside the machine's limits and FAISS's flat index, and IVFs beside the scan.
 
-Everything is measured in one run. The limit of an exact scan in float32 is the greater of two times: reading the rows'
-bytes at the speed at which this machine reads them, and multiplying float32 matrices of the scan's shape. Where the
-processor has a faster precision (bfloat16), the scan sifts in that and may beat the limit; that precision's own limit
-stands beside it. Timings alternate, and the least of each counts. `--clock cpu` counts processor time instead of
-time, for a machine that is busy with other things; it says the same only with `--threads 1`.
+Everything is measured in one run. The limit of a scan is the greater of two times: reading the rows' bytes at the speed
+at which this machine reads them, and multiplying matrices of the scan's shape, in the precision that the scan
+multiplies in. Where the processor is fastest in bfloat16 the scan sifts in that, and is held to bfloat16's limit as
+well as to float32's, which it may beat; a scan in float32 stands beside it. Timings alternate, and the least of each
+counts. `--clock cpu` counts processor time instead of time, for a machine that is busy with other things; it says the
+same only with `--threads 1`.
 """
 
 import argparse
@@ -124,8 +125,11 @@ def measure(run: Run, planted: Planted, options: argparse.Namespace) -> tuple[li
         {"what": "FAISS flat, float32", "seconds": flat, "GFLOP/s": operations / flat / 1e9}
         | {"recall": recall(flat_units, found["scan"].rows)},
     ]
+    fastest = fastest_precision()
     bars = [
+        _bar(f"scan: share of the {fastest} limit", limits[fastest] / times["scan"], 0.7),
         _bar("scan: share of the float32 limit", limits["float32"] / times["scan"], 0.7),
+        _bar("scan in float32: share of the float32 limit", limits["float32"] / times["scan32"], 0.7),
         _bar("scan: times faster than FAISS flat", flat / times["scan"], 1.3),
     ]
     blocks.clear()

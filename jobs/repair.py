@@ -26,6 +26,7 @@ from .collecting.precondition import FACTORS_FILE, encode_factors, measure_facto
 from .collecting.worker import Worker, collect_block, make_selecting
 from .data.source import DataSource
 from .exchange.importing import require_own_rows
+from .ledger.rows import require_repeatable
 from .models.model import LoadedModel, ModelSource, load_model
 from .verify import Finding, again, finding, read_through
 from .workers.pool import WorkerPool
@@ -146,7 +147,7 @@ def _mend_parts(work: _Repair, parts: dict[str, list[Fault]]) -> None:
         if not faults:
             continue
         if top in DERIVED_ROOMS:
-            _remove(work, part, again(work.path, top, name))
+            _remove(work, part, again(work.store, work.path, top, name))
         elif top == "log":
             for fault in faults:
                 _remove(work, fault.key, "nothing: the log decides nothing")
@@ -230,6 +231,7 @@ def _mend_rows(work: _Repair, run: Run, faults: list[Fault]) -> None:
     row_set = run.row_set(name)
     row_set.require_current()
     require_own_rows(row_set)
+    require_repeatable(row_set)
     metadata = {f.key: f for f in faults if f.key.endswith("/zarr.json")}
     for array, data in row_set.metadata().items() if metadata else ():
         if fault := metadata.get(f"{row_set.folder}/{array}/zarr.json"):

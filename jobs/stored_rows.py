@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64
+import torch
+from jaxtyping import Float, Float16, Float32, Int64
+from torch.utils.dlpack import from_dlpack
 
 from ..attribution.search.tiles import Chunk
 from ..storage.rowset import RowSet
@@ -16,6 +18,7 @@ Transform = Callable[[Float32[np.ndarray, "row stored"]], Float32[np.ndarray, "r
 """Unit rows made ready for comparing, for instance whitened; of unit norm again, perhaps of another width."""
 
 _LEAST_ROWS = 2_048
+_NORM_ROWS = 1_024
 _OPEN_BLOCKS = 4_096
 
 
@@ -33,8 +36,10 @@ class StoredRows:
 
     def _open(self, block: int) -> Chunk:
         rows = self.row_set.stored_block(block)
-        has_zeros = self.row_set.record(block).get("zero", 1) > 0
-        return Chunk(self.row_set.block_range(block)[0], rows, np.asarray(rows.any(axis=1)) if has_zeros else None)
+        norms = _norms(rows)
+        fine = np.isfinite(norms) & (norms > 0)
+        longest = float(norms[fine].max(initial=0))
+        return Chunk(self.row_set.block_range(block)[0], rows, None if fine.all() else fine, longest)
 
     def chunks(self, blocks: Iterable[int] | None = None) -> Iterator[Chunk]:
         """Some committed blocks (all, without), in order; small ones that follow each other are joined."""
@@ -63,7 +68,7 @@ class StoredRows:
 
     def block_rows(self, block: int) -> tuple[Float32[np.ndarray, "row dim"], Int64[np.ndarray, " row"]]:
         """A block's fine rows, of unit norm, and their units."""
-        first, rows, keep = self._chunk(block)
+        first, rows, keep, _ = self._chunk(block)
         fine = np.isfinite(rows).all(axis=1) & (rows.any(axis=1) if keep is None else keep)
         return self._prepared(_unit(rows[fine])), first + np.flatnonzero(fine)
 
@@ -99,10 +104,20 @@ class StoredRows:
         return np.concatenate(rows), np.concatenate(units)
 
     def _few(self, block: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        first, rows, _ = self._chunk(block)
+        first, rows, _, _ = self._chunk(block)
         some = rows[places]
         fine = np.isfinite(some).all(axis=1) & some.any(axis=1)
         return self._prepared(_unit(some[fine])), first + places[fine]
+
+
+def _norms(rows: Float16[np.ndarray, "row dim"]) -> Float32[np.ndarray, " row"]:
+    """Norms, a little above the exact ones; NaN and infinity where a row is not finite."""
+    norms = np.empty(len(rows), np.float32)
+    for start in range(0, len(rows), _NORM_ROWS):
+        part = slice(start, start + _NORM_ROWS)
+        wide = from_dlpack(rows[part]).float()
+        norms[part] = torch.linalg.vector_norm(wide, dim=1).numpy()
+    return norms * np.float32(1 + (rows.shape[1] + 8) * 2.0**-23)
 
 
 def _unit(rows: Float[np.ndarray, "row dim"]) -> Float32[np.ndarray, "row dim"]:
@@ -117,4 +132,6 @@ def _joined(chunks: list[Chunk]) -> Chunk:
     keep = None
     if any(c.keep is not None for c in chunks):
         keep = np.concatenate([np.ones(len(c.rows), bool) if c.keep is None else c.keep for c in chunks])
-    return Chunk(chunks[0].first, np.concatenate([c.rows for c in chunks]), keep)
+    longest = [c.longest for c in chunks if c.longest is not None]
+    known = max(longest) if len(longest) == len(chunks) else None
+    return Chunk(chunks[0].first, np.concatenate([c.rows for c in chunks]), keep, known)

@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..errors import DamagedRunError, QuantascopeError
+from ..storage.derived import Derived
 from ..storage.inventory import DERIVED_ROOMS, Fault, Inventory
 from ..storage.rowset import RowSet
 from ..storage.run import MANIFEST, Run, open_store
@@ -103,17 +104,40 @@ def _mend(path: str, store: Store, fault: Fault) -> str:
     if top == "rows" and _is_old(store, name):
         return f"quantascope rm {run} --rows {shlex.quote(name)} --yes, then collect again: this version cannot mend it"
     if top in DERIVED_ROOMS:
-        return f"{repair}, then {again(run, top, name)}"
+        return f"{repair}, then {again(store, path, top, name)}"
     return repair
 
 
-def again(run: str, room: str, name: str) -> str:
+def again(store: Store, path: str, room: str, name: str) -> str:
     """What computes a derived folder again."""
+    run = shlex.quote(str(path))
     if room == "traces":
         return f"quantascope trace {run} … --save again"
+    if room == "index" and (flags := _index_flags(store, name)) is not None:
+        return f"quantascope index {run} {flags}"
     if room in ("index", "quanta", "evidence"):
         return f"quantascope cluster {run} --name {shlex.quote(name)}"
     return f"what made {room}/{name}"
+
+
+def _index_flags(store: Store, name: str) -> str | None:
+    """The flags that `quantascope index` had; None for the index of quanta, which clustering makes."""
+    try:
+        facts = Derived(store, "index", name).facts()
+        config = facts["config"] if "covers" in facts else None
+    except QuantascopeError:  # its facts are what is damaged: quanta of that name tell
+        return None if Derived(store, "quanta", name).exists else f"… --name {shlex.quote(name)}"
+    if config is None:
+        return None
+    spec = config["spec"]
+    given = {"kind": spec["kind"], "name": name, "rows": config["rows"], "quanta": config["quanta"]} | {
+        "lists": spec["num_lists"],
+        "bits": spec["bits"],
+        "code-bytes": spec["code_bytes"],
+        "recall": config["recall"],
+        "seed": spec["seed"],
+    }
+    return " ".join(f"--{flag} {shlex.quote(str(value))}" for flag, value in given.items() if value is not None)
 
 
 def _is_old(store: Store, name: str) -> bool:
@@ -142,7 +166,7 @@ def _notes(path: str, store: Store) -> list[Finding]:
             mend = "the collect command that made it goes on"
             notes.append(Finding(file=row_set.folder, kind="unfinished", detail=detail, mend=mend))
     for room, name, source in stale_parts(run):
-        mend = again(shlex.quote(str(path)), room, name)
+        mend = again(store, path, room, name)
         detail = f"computed from other {source} than the run holds now; it is refused when asked"
         notes.append(Finding(file=f"{room}/{name}", kind="stale", detail=detail, mend=mend))
     return notes

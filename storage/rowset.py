@@ -8,22 +8,24 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Float16, Float32, Int64, UInt8
+from jaxtyping import Float16, Float32, Int64
 
 from ..errors import DamagedRunError, IncompleteRunError, RunMismatchError, RunNotFoundError
 from .checked import MENDING, decode_json, digest, encode_json, fingerprint
-from .chunks import CHECKSUM_BYTES, array_metadata, encode_chunk
+from .chunks import CHECKSUM_BYTES, array_metadata
 from .lease import LeaseLostError
 from .migrations import SCHEMA_VERSION, plan_version, require_readable, upgrade_plan
+from .row_block import RowBlock as RowBlock
+from .row_block import Status as Status
+from .row_block import encode_block
 from .selection import StoredSelection, encode_groups
 from .store import Store
-from .tables import encode_table, read_checked, read_table
+from .tables import read_checked, read_table
 
 PLAN_SHAPE: dict[str, type] = {
     **dict.fromkeys(("num_units", "dim", "rows_per_block"), int),
@@ -32,29 +34,6 @@ PLAN_SHAPE: dict[str, type] = {
     "selection_sha256": str,
 }
 RECORD_SHAPE: dict[str, type] = {"block": int, "rows": int, "files": dict}
-
-
-class Status(IntEnum):
-    """What became of a unit's row."""
-
-    OK = 1
-    ZERO = 2
-    """The gradient is exactly zero: stored as zeros."""
-    REFUSED = 3
-    """The gradient holds NaN or an infinity: stored as NaN."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowBlock:
-    """What a worker hands in: the rows of consecutive units, in compute precision."""
-
-    rows: Float[np.ndarray, "unit dim"]
-    """Projected gradients as they come, neither divided by their norms nor rounded."""
-    block_norms: Float[np.ndarray, "unit block"]
-    units: pa.Table
-    """One line per unit: its selection's columns, and `loss`."""
-    batch_tokens: int | None = None
-    """Where memory forced smaller batches than planned: their padded tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,14 +257,7 @@ class RowSet:
         """A block's files and its record."""
         first, last = self.block_range(block)
         assert len(content.rows) == last - first, "a block holds the rows of its units"
-        stored, norms, status = _to_stored(content.rows)
-        units = content.units.append_column("norm", pa.array(norms)).append_column("status", pa.array(status))
-        padded = int(self.plan["rows_per_block"])
-        data = (
-            encode_chunk(stored, padded, np.float16),
-            encode_chunk(content.block_norms, padded, np.float32),
-            encode_table(units),
-        )
+        data, status = encode_block(content, int(self.plan["rows_per_block"]))
         files = dict(zip(self.block_files(block), data, strict=True))
         record = {
             "plan": self._plan_fingerprint(),
@@ -404,19 +376,3 @@ class RowSet:
 
     def _record(self, block: int) -> str:
         return f"{self.folder}/{self.record_name(block)}"
-
-
-def _to_stored(
-    rows: Float[np.ndarray, "unit dim"],
-) -> tuple[Float16[np.ndarray, "unit dim"], Float32[np.ndarray, " unit"], UInt8[np.ndarray, " unit"]]:
-    """Rows divided by their norms, times √dim, in float16; the norms; the statuses."""
-    wide = rows.astype(np.float64, copy=False)
-    norms = np.linalg.norm(wide, axis=1)
-    status = np.full(len(rows), Status.OK, np.uint8)
-    status[norms == 0] = Status.ZERO
-    status[~np.isfinite(norms)] = Status.REFUSED
-    stored = np.full(rows.shape, np.nan, np.float16)
-    stored[status == Status.ZERO] = 0
-    fine = status == Status.OK
-    stored[fine] = wide[fine] * (np.sqrt(rows.shape[1]) / norms[fine])[:, None]
-    return stored, norms.astype(np.float32), status

@@ -27,7 +27,7 @@ def ledger(
     from ...jobs.ledger.keeping import ROOM, document_entries, read_ledger
     from ...storage.run import Run
     from ..report.ledger import flow_page, write_page
-    from ..text.ledger import document_lines, ledger_json, ledger_text
+    from ..text.ledger import document_lines, ledger_json, ledger_text, pair_lines, pairs_json
 
     opened = Run.open(run)
     names = opened.derived_names(ROOM)
@@ -45,6 +45,9 @@ def ledger(
     behind = document_entries(stored, kind=kind)[:documents] if documents else []
     value = ledger_json(stored.name, balance, losses, stored.facts) | {"grade": stored.grade}
     text = ledger_text(stored.name, balance, losses, grade=stored.grade)
+    if stored.interactions and not (module or depth):
+        value["interactions"] = pairs_json(stored.interactions)
+        text += "\n\n" + "\n".join(pair_lines(stored.interactions))
     if behind:
         value["documents"] = [asdict(entry) for entry in behind]
         text += "\n\n" + "\n".join(document_lines(behind))

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def cluster(
     run: RunArgument,
     name: Annotated[str, typer.Option(help="Under which the quanta are stored.")] = "main",
-    rows: Annotated[str | None, typer.Option(help="Row set; the default is the token rows.")] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Row set, or several parted by commas; the default is the token rows.")
+    ] = None,
     method: Annotated[
         str, typer.Option(help="default, average, graph, density, spectral or spectral-squared.")
     ] = "default",
@@ -37,6 +39,12 @@ def cluster(
         str | None, typer.Option(help="equal, or weights such as '*mlp*=2,*layers.0*=0.5'.")
     ] = None,
     whitening: Annotated[str, typer.Option(help="none, half or full.")] = "half",
+    damping: Annotated[
+        float, typer.Option(help="Added to every direction's scale before whitening, in mean eigenvalues.")
+    ] = 0.1,
+    codes: Annotated[
+        str, typer.Option(help="What a unit's several quanta are found over: centroids or dictionary (learned).")
+    ] = "centroids",
     names_from: Annotated[
         str | None, typer.Option(help="Address of an OpenAI-compatible endpoint that names the quanta.")
     ] = None,
@@ -67,8 +75,11 @@ def cluster(
         name=name,
         rows=rows,
         blocks=_blocks(blocks, block_weights),
-        whitening=WhiteningConfig(strength=one_of("--whitening", whitening, "none", "half", "full"), seed=seed),
+        whitening=WhiteningConfig(
+            strength=one_of("--whitening", whitening, "none", "half", "full"), damping=damping, seed=seed
+        ),
         clusterer=settings.clusterer(),
+        codes=one_of("--codes", codes, "centroids", "dictionary"),
     )
     namer = _namer(names_from, names_model)
     opened = Run.open(run)
@@ -76,7 +87,7 @@ def cluster(
         quanta = make_quanta(opened, config, namer=namer, listener=listener)
         evidence = measure(quanta, model=checkpoint_of(quanta) if activations else None)
     facts = quanta.facts
-    kept = ("stability", "persistence", "interference", "co_use", "communities", "codes", "names")
+    kept = ("stability", "persistence", "interference", "co_use", "communities", "codes", "memorised", "names")
     show(
         {"num_quanta": facts["num_quanta"], "num_units": facts["num_units"], "method": asdict(settings)}
         | {"evidence": evidence["rows"]}

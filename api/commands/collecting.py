@@ -51,7 +51,7 @@ def collect(
             help="tensor-sketch, two-sided (also -gaussian, -orthonormal), wide, sparse-jl, dense, none; pair:NAME."
         ),
     ] = "tensor-sketch",
-    dim: Annotated[int, typer.Option(help="Numbers per row, shared by the model's blocks.")] = 4096,
+    dim: Annotated[int, typer.Option(help="Numbers per row, shared by the model's blocks, or per block.")] = 4096,
     seed: Annotated[int, typer.Option(help="Seed of the projection.")] = 0,
     precondition: Annotated[
         str, typer.Option(help="none, kfac (Kronecker-factored whitening), second-moment (optimizer.pt).")
@@ -59,7 +59,9 @@ def collect(
     checkpoint_activations: Annotated[
         bool, typer.Option("--checkpoint-activations", help="Run layers again in the backward pass: less memory.")
     ] = False,
-    shares: Annotated[str, typer.Option(help="How blocks share --dim: energy, size or equal.")] = "energy",
+    shares: Annotated[
+        str, typer.Option(help="How blocks share --dim: energy, size, equal; or each: so many per block.")
+    ] = "energy",
     blocks: Annotated[
         str, typer.Option(help="paper, linear, all, kinds, patterns of names, last:N; joined by commas.")
     ] = "paper",
@@ -67,7 +69,9 @@ def collect(
         bool, typer.Option("--require-coverage", help="Refuse models with parameters that get no rows.")
     ] = False,
     rows_per_block: Annotated[int | None, typer.Option(help="Rows of one piece of work.")] = None,
-    batch_tokens: Annotated[int | None, typer.Option(help="Tokens that go through the model together.")] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Tokens that go through the model together; the default is found by trying.")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Ray workers; the default is as many as there is room for.")
     ] = None,
@@ -88,7 +92,15 @@ def collect(
     from ...jobs.collecting.collect import Collection
     from ...jobs.collecting.collect import collect as run_collection
     from ...jobs.collecting.collect import dry_run as estimate
-    from ...jobs.collecting.config import PRECONDITIONERS, REDUCTIONS, UNIT_TYPES, RowConfig, SelectionConfig, SetConfig
+    from ...jobs.collecting.config import (
+        PRECONDITIONERS,
+        REDUCTIONS,
+        SHARES,
+        UNIT_TYPES,
+        RowConfig,
+        SelectionConfig,
+        SetConfig,
+    )
     from ...jobs.data.source import DataSource
     from ...jobs.models.model import ModelSource
     from ...jobs.workers.ray_session import RayOptions
@@ -135,7 +147,7 @@ def collect(
                 seed=seed,
                 precondition=one_of("--precondition", precondition, *PRECONDITIONERS),
                 checkpoint_activations=checkpoint_activations,
-                shares=one_of("--shares", shares, "energy", "size", "equal"),
+                shares=one_of("--shares", shares, *SHARES),
                 blocks=blocks,
                 require_coverage=require_coverage,
                 rows_per_block=rows_per_block,

@@ -44,10 +44,12 @@ def flow_page(
         parts += [_flows(losses, num_flows), _matrix(losses), _losses_over_time(losses)]
     if course is not None and len(course.steps) > 1:
         parts.append(_course(balance, course))
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    return (
-        f'<!doctype html><html lang="en"><head>{head}<style>{_STYLE}</style></head><body>{"".join(parts)}</body></html>'
-    )
+    return _page(title, parts)
+
+
+def flows_page(title: str, flows: Sequence[tuple[str, str, float]], meaning: str) -> str:
+    """A page of chosen flows alone: by whom, whose loss, and by how much in nats; `meaning` says of what they are."""
+    return _page(escape(title), [f"<h1>{escape(title)}</h1>", _picture(flows, meaning)])
 
 
 def write_page(path: str, page: str) -> None:
@@ -72,11 +74,30 @@ def strongest_flows(losses: LossSheet, count: int) -> list[tuple[str, str, float
     return sorted(found, key=lambda flow: -abs(flow[2]))[:count]
 
 
+def _page(title: str, parts: Sequence[str]) -> str:
+    """The title is escaped already."""
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+    return (
+        f'<!doctype html><html lang="en"><head>{head}<style>{_STYLE}</style></head><body>{"".join(parts)}</body></html>'
+    )
+
+
 def _flows(losses: LossSheet, count: int) -> str:
     flows = strongest_flows(losses, count)
+    meaning = f"the {len(flows)} largest entries between different kinds"
+    order = (
+        [a for a in losses.accounts if any(f[0] == a for f in flows)],
+        [k for k in losses.kinds if any(f[1] == k for f in flows)],
+    )
+    return f"<h2>Who changed whose loss</h2>{_picture(flows, meaning, order)}"
+
+
+def _picture(
+    flows: Sequence[tuple[str, str, float]], meaning: str, order: tuple[list[str], list[str]] | None = None
+) -> str:
+    """The flows from the left to the right, the first ones on top; `order` is of the names on both sides."""
+    left, right = order or (sorted({who for who, _, _ in flows}), sorted({whose for _, whose, _ in flows}))
     largest = max((abs(value) for _, _, value in flows), default=1.0) or 1.0
-    left = [a for a in losses.accounts if any(f[0] == a for f in flows)]
-    right = [k for k in losses.kinds if any(f[1] == k for f in flows)]
     height = _ROW * (max(len(left), len(right), 1) + 1)
     y_left = {a: _ROW * (i + 1) for i, a in enumerate(left)}
     y_right = {k: _ROW * (i + 1) for i, k in enumerate(right)}
@@ -93,12 +114,12 @@ def _flows(losses: LossSheet, count: int) -> str:
     ]
     names += [f'<text x="{end + 8}" y="{y + 4}">{escape(_short(k))}</text>' for k, y in y_right.items()]
     caption = (
-        "From the data on the left to the held-out loss on the right: green lowered it, brown raised it; the "
-        f"{len(flows)} largest entries between different kinds, as wide as they are large (the widest: "
+        "From the data on the left to the held-out loss on the right: green lowered it, brown raised it; "
+        f"{meaning}, as wide as they are large (the widest: "
         f"{1000 * largest:.1f} thousandths of a nat)."
     )
     picture = _svg(height, bands + names)
-    return f"<h2>Who changed whose loss</h2><figure>{picture}<figcaption>{caption}</figcaption></figure>"
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
 
 
 def _matrix(losses: LossSheet) -> str:

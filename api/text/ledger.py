@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ...attribution.ledger import BalanceSheet, LossSheet
+from ...attribution.ledger import BalanceSheet, InteractionSheet, LossSheet
 from ...attribution.ledger.sheets import sheet_facts
 from ...jobs.ledger.keeping import DocumentEntry
 from ..report.ledger import flow_lines
@@ -61,7 +61,42 @@ def _grade(grade: Mapping[str, Any]) -> list[str]:
         f"Sketched: seen through {grade['k']} random signs on each axis; the residual says what that and Adam cost."
     ]
     lines += [f"Assumed: {grade['assumption']}."] if grade["assumption"] else []
+    audit = grade.get("audit")
+    if audit and audit["steps"]:
+        lines.append(
+            f"Held against the exact grade on {audit['steps']} sampled steps, one kind each: what it did in its step "
+            f"is missed by {audit['residual']:.1%} (norm {audit['norm']:.2f} of the exact one's)."
+        )
+    else:
+        lines.append("No step was held against the exact grade.")
     return lines + ([f"Without an account: {', '.join(grade['uncovered'])}."] if grade["uncovered"] else [])
+
+
+def pair_lines(pairs: InteractionSheet) -> list[str]:
+    """The strongest interactions, and what they leave."""
+    both, accounts = pairs.pairs, pairs.accounts
+    places = [(k, a, b) for k in range(len(pairs.kinds)) for a in range(len(accounts)) for b in range(a + 1)]
+    places = sorted(places, key=lambda place: -abs(both[place]))[:_FLOWS]
+    lines = ["strongest interactions, in thousandths of a nat (negative: together they lowered it further):"]
+    for kind, a, b in places:
+        names = accounts[a] if a == b else f"{accounts[b]} and {accounts[a]}"
+        lines.append(
+            f"  {names} on {pairs.kinds[kind]}: {1000 * both[kind, a, b]:+.1f}, of which within periods "
+            f"{1000 * pairs.within[kind, a, b] * (1 if a == b else 2):+.1f}"
+        )
+    return [*lines, f"  missed: at most {pairs.missed.max():.1e} of a gradient's change"]
+
+
+def pairs_json(pairs: InteractionSheet) -> dict[str, Any]:
+    """The same as JSON, whole."""
+    return {
+        "kinds": list(pairs.kinds),
+        "accounts": list(pairs.accounts),
+        "first": pairs.first.tolist(),
+        "across": pairs.across.tolist(),
+        "within": pairs.within.tolist(),
+        "missed": pairs.missed.tolist(),
+    }
 
 
 def ledger_json(name: str, balance: BalanceSheet, losses: LossSheet | None, about: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ def quanta_text(
     lines += [f"{'  ' + row['name']:<24} next token {_evidence(row)}" for row in rows if "next_token" in row]
     if facts["rank_frequency"]:
         lines.append(facts["rank_frequency"]["sentence"])
+        if facts["rank_frequency"].get("envelope"):
+            lines.append(facts["rank_frequency"]["envelope"]["sentence"])
     lines += together_sentences(facts)
     if facts["names"]:
         lines.append(names_sentence(facts["names"]))
@@ -34,10 +36,15 @@ def together_sentences(facts: Mapping[str, Any]) -> list[str]:
     ]
     if facts["stability"]:
         lines.append(stability_sentence(facts["stability"]))
-    lines.append(
+    several = (
         f"{codes['share_several']:.0%} of the units use several quanta (claimed of units that use one: "
-        f"{codes['null_share_several']:.0%})."
+        f"{codes['null_share_several']:.0%})"
     )
+    if codes.get("null_mean_monogenic") is not None:
+        several += f"; monogenic score {codes['mean_monogenic']:.2f} ({codes['null_mean_monogenic']:.2f})"
+    lines.append(several + ".")
+    if facts.get("memorised") and facts["memorised"]["median_own_share"] is not None:
+        lines.append(_memorised_sentence(facts["memorised"]))
     met, used = facts["interference"], facts["co_use"]
     if met["null_share_below"] is not None:
         lines.append(
@@ -56,6 +63,15 @@ def together_sentences(facts: Mapping[str, Any]) -> list[str]:
         f"itself {used['null_beyond']:.1%}; {used['num_documents']:,} documents)."
     )
     return lines
+
+
+def _memorised_sentence(found: Mapping[str, Any]) -> str:
+    return (
+        f"The median quantum of five units and more has {found['median_own_share']:.0%} of its support from each "
+        f"unit's own document (its sizes alone: {found['median_own_share_null']:.0%}); "
+        f"{found['num_influential']} of {found['num_quanta']} have more self-influence than as many units drawn from "
+        f"all (chance: {found['expected_influential']:.1f})."
+    )
 
 
 def stability_sentence(found: Mapping[str, Any]) -> str:

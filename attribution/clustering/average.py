@@ -6,16 +6,20 @@ The tree comes for free. What it loses at the edges of quanta, mixture.py wins b
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int, Int32
 
 from ...errors import ConfigurationError
-from ..search.faiss_backend import spherical_kmeans
+from ..search.kmeans import KMeansConfig, assign, kmeans
+from ..search.tiles import Chunk
 from .base import Clustering, cut_clustering, group_sums
 from .choose import choose_cut
 from .flat import checked_rows
 from .heights import by_centre_cosine
 from .linkage import average_linkage
 from .nested import MAX_PAIRS_ROWS, nested_clustering
+
+_ASSIGNED = 8_192
+"""Rows whose products with all centroids are held at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +33,7 @@ class AverageLinkage:
     max_pairs_rows: int = MAX_PAIRS_ROWS
     """Up to this many rows all pairs are compared (4 bytes for each pair); above, micro-clusters are joined."""
     micro_clusters: int = 4_096
-    """Micro-clusters that FAISS makes of more rows than that; several times the quanta expected."""
-    kmeans_iterations: int = 10
-    """Rounds of spherical k-means."""
-    kmeans_sample_size: int | None = 262_144
-    """Rows that k-means trains on, drawn at random; None for all. Every row is assigned in either case."""
+    """Micro-clusters that k-means makes of more rows than that; several times the quanta expected."""
     seed: int = 0
     """Seed of the micro-clusters and of the halves that choose the cut."""
 
@@ -80,15 +80,26 @@ class AverageLinkage:
         """Leaf of each row: itself, or its micro-cluster (empty ones are dropped)."""
         if len(unit) <= self.max_pairs_rows:
             return np.arange(len(unit), dtype=np.int32)
-        wanted = min(self.micro_clusters, len(unit))
-        sample = None if self.kmeans_sample_size is None else max(self.kmeans_sample_size, wanted)
-        _, nearest = spherical_kmeans(
-            unit, wanted, seed=self.seed, num_iterations=self.kmeans_iterations, sample_size=sample
-        )
-        return np.unique(nearest, return_inverse=True)[1].astype(np.int32)
+        return micro_clusters(unit, self.micro_clusters, seed=self.seed)
 
     def _chosen(self, unit: np.ndarray, documents: np.ndarray | None) -> float:
         """The centre cosine of the cut; −1 where there are too few rows to choose one."""
         if len(unit) < 4 or (documents is not None and len(np.unique(documents)) < 2):
             return -1.0
         return choose_cut(unit, documents, seed=self.seed).cosine
+
+
+def micro_clusters(
+    rows: Float32[np.ndarray, "unit dim"], num_clusters: int, *, seed: int
+) -> Int32[np.ndarray, " unit"]:
+    """Small groups of unit rows by spherical k-means, numbered 0 … m − 1; empty ones are dropped.
+
+    Trained on 64 rows for each cluster at most, then every row goes to its nearest centroid. The same rows and seed
+    give the same groups on any number of threads.
+    """
+    wanted = min(num_clusters, len(rows))
+    config = KMeansConfig(num_clusters=wanted, seed=seed, spherical=True, start="random", num_rounds=0, num_passes=0)
+    centroids = kmeans(lambda: [Chunk(0, rows)], rows.shape[1], config).centroids
+    parts = (rows[start : start + _ASSIGNED] for start in range(0, len(rows), _ASSIGNED))
+    nearest = np.concatenate([assign(part, centroids, spherical=True) for part in parts])
+    return np.unique(nearest, return_inverse=True)[1].astype(np.int32)

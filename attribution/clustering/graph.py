@@ -1,7 +1,8 @@
 """Leiden on a graph of nearest neighbours: no number of quanta to choose, but a resolution.
 
-Each row is joined to its nearest rows by cosine (FAISS), with the cosine to some power as the weight, and Leiden
-(Traag, Waltman & van Eck 2019) looks for the partition of greatest modularity. Knows unit rows only.
+Each row is joined to its nearest rows by cosine, with the cosine to some power as the weight, and Leiden (Traag,
+Waltman & van Eck 2019) looks for the partition of greatest modularity. Neighbours come from an exact search (FAISS);
+of many rows from those of micro-clusters near their own (local_graph.py). Knows unit rows only.
 """
 
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from scipy.sparse import csr_array
 
 from ...errors import ConfigurationError, MissingDependencyError
 from ..search.faiss_backend import build_index, search_index
+from .average import micro_clusters
 from .base import Clustering
 from .flat import checked_rows
-from .nested import nested_clustering
+from .local_graph import local_neighbours
+from .nested import MAX_PAIRS_ROWS, nested_clustering
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,13 +33,17 @@ class Leiden:
     """Of the cosine, in an edge's weight; edges of no positive cosine are left out."""
     num_iterations: int = 5
     """Full rounds of Leiden, each from the last one's result."""
+    max_exact_rows: int = MAX_PAIRS_ROWS
+    """Of more rows neighbours are looked for among micro-clusters nearby, which become the tree's leaves."""
+    micro_clusters: int = 4_096
+    """How many FAISS makes of more rows than that."""
     seed: int = 0
     """Seed of Leiden's order and moves."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        if self.num_neighbours < 1 or self.num_iterations < 1:
-            raise ConfigurationError("num_neighbours and num_iterations must be at least 1")
+        if min(self.num_neighbours, self.num_iterations, self.micro_clusters) < 1:
+            raise ConfigurationError("num_neighbours, num_iterations and micro_clusters must be at least 1")
         if not self.resolution > 0 or not self.power > 0:
             raise ConfigurationError("resolution and power must be above 0")
 
@@ -50,7 +57,13 @@ class Leiden:
         """
         leiden = _require_leiden()
         unit = checked_rows(rows)
-        graph = neighbour_graph(unit, num_neighbours=self.num_neighbours)
+        groups = None
+        if len(unit) <= self.max_exact_rows:
+            graph = neighbour_graph(unit, num_neighbours=self.num_neighbours)
+        else:
+            groups = micro_clusters(unit, self.micro_clusters, seed=self.seed)
+            found = local_neighbours(unit, groups, num_neighbours=self.num_neighbours)
+            graph = _joined(found.rows, found.cosines)
         labels = np.arange(len(unit))
         if graph.nnz:
             _, communities = leiden.leiden_csr(
@@ -62,9 +75,9 @@ class Leiden:
                 iterations=self.num_iterations,
                 seed=self.seed,
             )
-            found = np.fromiter(communities.keys(), np.int64)
-            labels[found] = len(unit) + np.fromiter(communities.values(), np.int64)
-        return nested_clustering(unit, labels)
+            named = np.fromiter(communities.keys(), np.int64)
+            labels[named] = len(unit) + np.fromiter(communities.values(), np.int64)
+        return nested_clustering(unit, labels, groups)
 
 
 def neighbour_graph(rows: Float[np.ndarray, "unit dim"], *, num_neighbours: int) -> csr_array:
@@ -74,10 +87,15 @@ def neighbour_graph(rows: Float[np.ndarray, "unit dim"], *, num_neighbours: int)
     """
     wanted = min(num_neighbours + 1, len(rows))
     cosines, places = search_index(build_index(rows, precision="float32"), rows, num_neighbours=wanted)
-    origin = np.repeat(np.arange(len(rows)), wanted)
+    return _joined(places, cosines)
+
+
+def _joined(places: Int[np.ndarray, "unit neighbour"], cosines: Float[np.ndarray, "unit neighbour"]) -> csr_array:
+    """The symmetric graph of these neighbours, without a unit's own place, gaps (−1) and cosines of 0 and less."""
+    origin = np.repeat(np.arange(len(places)), places.shape[1])
     target, weight = places.ravel(), cosines.ravel()
-    kept = (origin != target) & (weight > 0)
-    graph = csr_array((weight[kept], (origin[kept], target[kept])), shape=(len(rows), len(rows)))
+    kept = (origin != target) & (target >= 0) & (weight > 0)
+    graph = csr_array((weight[kept], (origin[kept], target[kept])), shape=(len(places), len(places)))
     return csr_array(graph.maximum(graph.T))
 
 

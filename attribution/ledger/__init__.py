@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .examples import entries_by as entries_by
     from .examples import example_effects as example_effects
     from .examples import example_entries as example_entries
+    from .examples import rank_one_entries as rank_one_entries
+    from .interactions import InteractionSheet as InteractionSheet
     from .ledger import Ledger as Ledger
     from .ledger import Step as Step
     from .sheets import BalanceSheet as BalanceSheet
@@ -25,7 +27,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "chart": ["Chart"],
         "evaluation": ["Evaluation"],
-        "examples": ["ExampleRecord", "entries_by", "example_effects", "example_entries"],
+        "examples": ["ExampleRecord", "entries_by", "example_effects", "example_entries", "rank_one_entries"],
+        "interactions": ["InteractionSheet"],
         "ledger": ["Ledger", "Step"],
         "sheets": ["BalanceSheet", "LossSheet"],
         "sketched": ["SketchedLedger"],

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ class Evaluation:
     """Periods are split while a kind's residual is above this share of its loss's change."""
     max_panels: int = 4
     """Into at most so many parts; a power of 2. Each costs two more readings of all losses; 1 never splits."""
+    interactions: bool = False
+    """Book what pairs of accounts did together as well (interactions.py): 6 readings more for each account and period
+    (more where it is split), and a gradient for each pair of loss and account. For small models."""
 
     def __post_init__(self) -> None:
         if self.max_panels < 1 or self.max_panels & (self.max_panels - 1):
@@ -53,6 +57,7 @@ class Evaluator:
         self.chart = Chart(tuple(dict.fromkeys(labels)))
         self._model, self._evaluation = model, evaluation
         self.tolerance, self.max_panels = evaluation.tolerance, evaluation.max_panels
+        self.books_interactions = evaluation.interactions
         self._splitter = GradientSplitter(model, parameters)
         device = next(iter(parameters.values())).device
         self._groups: list[Int64[Tensor, " example"]] = [
@@ -76,6 +81,22 @@ class Evaluator:
                     self._splitter.backward(weighted.sum(), part_of(weighted), into_grad=False)
                 losses.index_add_(0, group.cpu(), weighted.detach().double().cpu())
         return Reading(losses=losses, gradients=sums)
+
+
+def simpson_weights(num_panels: int) -> dict[Fraction, float]:
+    """The composite rule for a mean over the line from 0 to 1: its 2 · panels + 1 places, and each one's weight."""
+    last = 2 * num_panels
+    return {
+        Fraction(i, last): (1.0 if i in (0, last) else 4.0 if i % 2 else 2.0) / (6 * num_panels)
+        for i in range(last + 1)
+    }
+
+
+@torch.no_grad()
+def set_weights(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Put these weights in the place of the parameters' own."""
+    for name, parameter in parameters.items():
+        parameter.copy_(weights[name])
 
 
 def part_of(losses: Tensor, divisor: int | float | Tensor = 1) -> Callable[[Tensor], Tensor]:

@@ -21,6 +21,8 @@ from torch import Tensor
 from ...errors import ConfigurationError
 from .linear_steps import MomentumStep, WeightStep
 
+_ROUNDS = 20
+
 
 @dataclass(slots=True, kw_only=True)
 class ExampleRecord:
@@ -28,6 +30,7 @@ class ExampleRecord:
 
     parameters: dict[str, int]
     """Numbers of each parameter, in the order of the columns."""
+    shapes: dict[str, tuple[int, ...]]
     steps: list[dict[str, tuple[MomentumStep, WeightStep]]] = field(default_factory=list)
     """For each step, of each parameter that was stepped."""
     gradients: list[Inexact[Tensor, "example number"]] = field(default_factory=list)
@@ -77,6 +80,49 @@ def entries_by(
         result.index_add_(0, group[first : first + len(gradients)].to(result.device), effect * gradients)
         first += len(gradients)
     return accounts, result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankOneEntries:
+    """Single examples' entries with each step's effects replaced, weight by weight, by a product of two vectors."""
+
+    entries: Float[Tensor, "example number"]
+    error: Float[Tensor, " example"]
+    """Norm of what each entry misses, over the norm of the entry."""
+
+
+def rank_one_entries(record: ExampleRecord, *, net: bool = False) -> RankOneEntries:
+    """Entries in a form that passes through two-sided probes, with its error.
+
+    An effect is elementwise, which no probe commutes with. u vᵀ in place of a matrix of effects turns the entry of a
+    gradient Σ gₜ xₜᵀ into Σ (u ⊙ gₜ)(v ⊙ xₜ)ᵀ, which a probe takes on its two sides. u and v are those with the least
+    squared error in the step's own entries (a low-rank approximation with the gradients' squares as weights; Srebro &
+    Jaakkola 2003), found by alternating; parameters of one axis are kept as they are.
+    """
+    entries, errors = [], []
+    for effect, gradients in zip(example_effects(record, net=net), record.gradients, strict=True):
+        sizes = list(record.parameters.values())
+        parts = zip(record.shapes.values(), effect.split(sizes), gradients.split(sizes, dim=1), strict=True)
+        near = [
+            _rank_one(own.reshape(shape), part.square().sum(0).reshape(shape)).flatten() if len(shape) == 2 else own
+            for shape, own, part in parts
+        ]
+        entry, exact = torch.cat(near) * gradients, effect * gradients
+        whole = exact.norm(dim=1)
+        entries.append(entry)
+        errors.append((entry - exact).norm(dim=1) / whole.clamp(min=torch.finfo(whole.dtype).tiny))
+    return RankOneEntries(entries=torch.cat(entries), error=torch.cat(errors))
+
+
+def _rank_one(effect: Float[Tensor, "row column"], weight: Float[Tensor, "row column"]) -> Float[Tensor, "row column"]:
+    """u vᵀ with the least Σ weight · (effect − u vᵀ)²; nothing where a whole row or column has no weight."""
+    tiny = torch.finfo(effect.dtype).tiny
+    weight = weight / weight.max().clamp(min=tiny)
+    both, v = weight * effect, torch.ones_like(effect[0])
+    for _ in range(_ROUNDS):
+        u = (both @ v) / (weight @ v.square()).clamp(min=tiny)
+        v = (both.T @ u) / (weight.T @ u.square()).clamp(min=tiny)
+    return u[:, None] * v
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

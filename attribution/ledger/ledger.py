@@ -15,7 +15,7 @@ and everything else is read. Formulas: linear_steps.py, loss_books.py, examples.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,17 +27,19 @@ from .books import Books
 from .chart import Chart
 from .evaluation import Evaluation, Evaluator, part_of, require_losses
 from .examples import ExampleFacts, ExampleRecord, example_facts, flat
-from .linear_steps import readable, require_same_start, will_step
+from .interactions import InteractionSheet
+from .linear_steps import readable
 from .loss_books import LossBooks
 from .sheets import BalanceSheet, Course, LossSheet
 from .splitting import GradientSplitter
+from .stepping import OpenStep, StepKeeper
 
 _FOREIGN = 1e-2
 """A loaded ledger whose books miss the weights' change by more than this share belongs to other weights."""
 _PIECE = 2**18
 
 
-class Ledger:
+class Ledger(StepKeeper["Step"]):
     """Books of one training run: per parameter one momentum buffer and one entry for each kind.
 
     Memory: 4 K + 7 copies of the parameters for K kinds, K + 2 fewer without periods; for loss books of J kinds 3 J + 3
@@ -63,28 +65,21 @@ class Ledger:
         if period_steps is not None and period_steps < 1:
             raise ConfigurationError(f"period_steps is {period_steps}; a period has at least 1 step.")
         self.chart = Chart(tuple(kinds))
-        self.optimizer = readable(optimizer)
-        self._names, parameters = stepped_parameters(model, self.optimizer)
+        inner = readable(optimizer)
+        self._names, parameters = stepped_parameters(model, inner)
         self.period_steps = period_steps or (10 if evaluation else None)
         self.books = Books(parameters, len(self.chart.kinds))
         self.grade: dict[str, Any] = {"name": "exact"}
-        self.num_steps = 0
-        self.num_skipped = 0
-        """Steps that were begun and never made (overflow), booked as nothing."""
         self._splitter = GradientSplitter(model, parameters)
         self._device = next(iter(parameters.values())).device
         self._loss_books = (
             LossBooks(Evaluator(model, parameters, evaluation), parameters, self.chart.accounts) if evaluation else None
         )
-        self.record = ExampleRecord(parameters={n: p.numel() for n, p in parameters.items()}) if keep_examples else None
+        self.record = _record_of(parameters) if keep_examples else None
         self._modules = tuple(dict.fromkeys(n.rpartition(".")[0] for n in parameters))
         self._course: list[tuple[int, Tensor, Tensor, Tensor]] = []
-        self._open: Step | None = None
         self._factor = 1.0
-        self._hooks = [
-            self.optimizer.register_step_pre_hook(self._before_step),
-            self.optimizer.register_step_post_hook(self._after_step),
-        ]
+        super().__init__(inner)
 
     @contextmanager
     def step(self, labels: Sequence[str | None] | None = None, *, ids: Sequence[str] | None = None) -> Iterator["Step"]:
@@ -93,32 +88,20 @@ class Ledger:
         Where gradients are accumulated, leave `labels` out and call `Step.begin` for every batch. A step that the
         optimiser does not make is booked as nothing. ConfigurationError for labels without an account.
         """
-        if self._open is not None:
-            raise ConfigurationError("A step of this ledger is open already; end it first.")
-        if not self._hooks:
-            raise ConfigurationError("This ledger is closed; open another one for more steps.")
-        if self.num_steps == 0 and self._loss_books and not self._loss_books.is_open:
-            self._loss_books.open(0)
-        for gradients in self.books.gradients.values():
-            gradients.zero_()
-        self._open = step = Step(self)
-        try:
+        with self._opened(Step(self)) as step:
+            if self.num_steps == 0 and self._loss_books and not self._loss_books.is_open:
+                self._loss_books.open(0)
+            for gradients in self.books.gradients.values():
+                gradients.zero_()
             if labels is not None:
                 step.begin(labels, ids=ids)
             yield step
-            if not step.is_booked:
-                self.num_skipped += 1
-        finally:
-            step.end()
-            self._open = None
 
     def close(self) -> None:
         """Close the open period and let go of the optimiser; sheets can still be asked for."""
         if self.period_steps and self.num_steps > self._last_closed():
             self._close_period()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        self._let_go()
 
     def entry(self, account: str) -> dict[str, Tensor]:
         """What an account, or a group of them ("living"), has done to each parameter so far; KeyError for others."""
@@ -159,6 +142,11 @@ class Ledger:
         """Who lowered whose loss, up to the last closed period; None without an evaluation."""
         return self._loss_books.sheet() if self._loss_books else None
 
+    def interactions(self) -> InteractionSheet | None:
+        """What pairs of accounts did together; None unless the evaluation asks for it."""
+        books = self._loss_books.interactions if self._loss_books else None
+        return books.sheet() if books else None
+
     def course(self) -> Course:
         """The weights' entries over time, one period after another; empty without `period_steps`."""
         shape = (0, len(self._modules), len(self.chart.accounts))
@@ -190,6 +178,8 @@ class Ledger:
             raise ConfigurationError("A step of this ledger is open; take its state between two steps.")
         if self.record is not None:
             raise ConfigurationError("A ledger that keeps examples cannot be saved; it serves one run from its start.")
+        if self._loss_books and self._loss_books.interactions:
+            raise ConfigurationError("A ledger with interactions cannot be saved; it serves one run from its start.")
         buffers = self.books.tensors()
         if self._loss_books and self._loss_books.is_open:
             buffers |= self._loss_books.tensors()
@@ -249,32 +239,16 @@ class Ledger:
             "evaluation": {k: losses[k] for k in ("kinds", "counts")} if losses else None,
         }
 
-    def _before_step(self, _optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401
-        if self._open is None:
-            raise ConfigurationError(
-                "optimizer.step() outside of ledger.step(): the ledger cannot book it. Step within the `with` block, "
-                "or close the ledger first."
-            )
-        self._open.require_ready()
-        if not will_step(self.optimizer, args, kwargs):
-            return
-        require_same_start(self.optimizer, self.num_steps)
-        with torch.no_grad():
-            self._factor = self.books.take_up(self.optimizer, self._names, self._open.coarsest)
-        self._open.is_booked = True
+    def _take_up(self, step: "Step") -> None:
+        self._factor = self.books.take_up(self.optimizer, self._names, step.coarsest)
 
-    @torch.no_grad()
-    def _after_step(self, _optimizer: Any, _args: Any, _kwargs: Any) -> None:  # noqa: ANN401 - torch's protocol
-        step = self._open
-        if step is None or not step.is_booked:
-            return
+    def _book(self, step: "Step") -> None:
         booked = self.books.book(self.optimizer, self._names, self._factor)
         if self.record is not None:
             self.record.steps.append(booked)
             self.record.gradients.append(torch.cat(step.examples) * self._factor)
             self.record.labels.append(step.labels)
             self.record.ids.append(step.ids)
-        self.num_steps += 1
         if self.period_steps and self.num_steps % self.period_steps == 0:
             self._close_period()
 
@@ -299,13 +273,13 @@ class Ledger:
         self._course.append((self.num_steps, along, square, change_square))
 
 
-class Step:
+class Step(OpenStep):
     """One step of the optimiser, while its gradients are gathered; made by `Ledger.step`."""
 
     def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
         self._ledger = ledger
-        self._stack = ExitStack()
-        self._group: Tensor | None = None
+        self._group = torch.zeros(0, dtype=torch.int64)
         self._sums: dict[str, Tensor] = {}
         self._own: list[str | None] = []
         self._own_ids: list[str] = []
@@ -316,22 +290,19 @@ class Step:
         self.examples: list[Tensor] = []
         """Their gradients, where the ledger keeps examples."""
         self.coarsest = torch.float64
-        self.is_booked = False
 
     def begin(self, labels: Sequence[str | None], *, ids: Sequence[str] | None = None) -> None:
         """Before a batch's forward pass: the label of each of its examples, and what it is called (`keep_examples`)."""
-        if self._group is not None:
-            raise ConfigurationError("The batch before has had no backward pass; call Step.backward for every batch.")
-        if labels is None or isinstance(labels, str) or len(labels) == 0:
-            raise ConfigurationError("The batch has no labels; give the kind of each of its examples.")
+        own = self._require_labels(labels)
         if ids is not None and len(ids) != len(labels):
             raise ConfigurationError(
                 f"The batch has {len(labels)} labels and {len(ids)} ids; give one of each for all."
             )
         ledger = self._ledger
-        self._own = list(labels)
+        self._own = own
         self._own_ids = [""] * len(labels) if ids is None else [str(name) for name in ids]
         self._group = ledger.chart.indices(self._own).to(ledger._device)
+        self._num_examples = len(own)
         sums = ledger.books.kinds()
         listened = self._group
         if ledger.record is not None:
@@ -346,8 +317,7 @@ class Step:
         With accumulation, `divide_by` is the number that belongs to the whole step. Losses may carry weights or a
         scaler's scale. Gradients go to .grad as without a ledger. Raises ConfigurationError for losses in another form.
         """
-        if self._group is None:
-            raise ConfigurationError("Step.backward needs the batch's labels first: ledger.step(labels), or begin.")
+        self._require_begun()
         require_losses(losses, len(self._group))
         divisor = len(losses) if divide_by is None else divide_by
         total = losses.mean() if divide_by is None else losses.sum() / divide_by
@@ -356,25 +326,21 @@ class Step:
         coarsest = splitter.batch.coarsest
         if torch.finfo(coarsest).eps > torch.finfo(self.coarsest).eps:
             self.coarsest = coarsest
-        self._stack.close()
+        self._over()
         if self._ledger.record is not None:
             self.examples.append(flat(self._sums, self._ledger.record.parameters))
             for name, kinds in self._ledger.books.kinds().items():
                 kinds.index_add_(0, self._group, self._sums[name])
         self.labels += [str(label) for label in self._own]
         self.ids += self._own_ids
-        self._group, self._sums = None, {}
+        self._sums = {}
 
-    def require_ready(self) -> None:
-        """ConfigurationError if the optimiser may not step yet."""
-        if self._group is not None or not self.labels:
-            raise ConfigurationError("optimizer.step() before Step.backward: there are no gradients to book.")
-        if self.is_booked:
-            raise ConfigurationError("optimizer.step() twice in one ledger.step(); open one for each.")
 
-    def end(self) -> None:
-        """Stop listening."""
-        self._stack.close()
+def _record_of(parameters: Mapping[str, nn.Parameter]) -> ExampleRecord:
+    return ExampleRecord(
+        parameters={n: p.numel() for n, p in parameters.items()},
+        shapes={n: tuple(p.shape) for n, p in parameters.items()},
+    )
 
 
 def stepped_parameters(

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .evaluation import Evaluator, Reading
+from .evaluation import Evaluator, Reading, set_weights, simpson_weights
+from .interactions import Interactions
 from .sheets import LossSheet
 
 
@@ -35,6 +36,8 @@ class LossBooks:
         self._steps: list[int] = []
         self._start: dict[str, Tensor] = {}
         self._reading: Reading | None = None
+        self.interactions = Interactions(evaluator, parameters, accounts) if evaluator.books_interactions else None
+        """What pairs of accounts did together, where that is booked."""
 
     @property
     def is_open(self) -> bool:
@@ -47,6 +50,8 @@ class LossBooks:
         self._losses.append(self._reading.losses)
         self._steps.append(step)
         self._keep_start()
+        if self.interactions is not None:
+            self.interactions.open(self._reading)
 
     def close_period(self, entries: Mapping[str, Tensor], step: int) -> None:
         """Split the losses' changes since the last reading among the accounts of `entries`, [account, …] by name."""
@@ -61,7 +66,7 @@ class LossBooks:
             while True:
                 for place in range(1, 2 * num_panels, 2):
                     at = Fraction(place, 2 * num_panels)
-                    self._set({n: torch.lerp(self._start[n], w, float(at)) for n, w in end.items()})
+                    set_weights(self._parameters, {n: torch.lerp(self._start[n], w, float(at)) for n, w in end.items()})
                     points[at] = _products(self._evaluator.read(), entries)
                 parts = _simpson(points, num_panels)
                 booked = torch.stack(list(parts.values())).sum(0)
@@ -69,7 +74,9 @@ class LossBooks:
                     break
                 num_panels *= 2
         finally:
-            self._set(end)
+            set_weights(self._parameters, end)
+        if self.interactions is not None:
+            self.interactions.close_period(self._start, after, entries, num_panels=num_panels)
         for name, part in parts.items():
             self._changes[name] += part
         self._booked.append(booked)
@@ -137,11 +144,6 @@ class LossBooks:
     def _keep_start(self) -> None:
         self._start = {n: p.detach().clone() for n, p in self._parameters.items()}
 
-    @torch.no_grad()
-    def _set(self, weights: Mapping[str, Tensor]) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.copy_(weights[name])
-
 
 def _products(reading: Reading, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Each kind's gradient times each account's entry, [kind, account] by parameter name."""
@@ -153,10 +155,9 @@ def _products(reading: Reading, entries: Mapping[str, Tensor]) -> dict[str, Tens
 
 def _simpson(points: Mapping[Fraction, Mapping[str, Tensor]], num_panels: int) -> dict[str, Tensor]:
     """The mean over the line by the composite rule, from its 2 · panels + 1 points."""
-    last = 2 * num_panels
-    weights = {Fraction(i, last): 1.0 if i in (0, last) else 4.0 if i % 2 else 2.0 for i in range(last + 1)}
+    weights = simpson_weights(num_panels)
     names = points[Fraction(0)]
-    return {n: torch.stack([w * points[at][n] for at, w in weights.items()]).sum(0) / (6 * num_panels) for n in names}
+    return {n: torch.stack([w * points[at][n] for at, w in weights.items()]).sum(0) for n in names}
 
 
 def _module(parameter: str) -> str:

@@ -14,7 +14,7 @@ is taken for AdamW where its state has `exp_avg_sq`, and for SGD where it has no
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import BadWeightsError, ConfigurationError
+from .auditing import Audit
 from .chart import DECAY, Chart
 from .evaluation import require_losses
 from .ledger import stepped_parameters
-from .linear_steps import ACCEPTED, MomentumStep, momentum_step, require_same_start, will_step
+from .linear_steps import ACCEPTED, MomentumStep, momentum_step
 from .sheets import BalanceSheet, Course, LossSheet
+from .stepping import OpenStep, StepKeeper
 from .tapped import GradientTaps
 
 _LEAST = 1e-30
@@ -34,7 +36,7 @@ _FORGET = 0.2
 """How much the newest gradient counts for what a row's squared gradient usually is."""
 
 
-class SketchedLedger:
+class SketchedLedger(StepKeeper["SketchedStep"]):
     """Books of one training run in projected space: the interface of `Ledger`, without loss books.
 
     Memory: K + 3 times k² numbers for each weight, K the number of kinds, and the signs, k for each row and column.
@@ -49,13 +51,18 @@ class SketchedLedger:
         k: int = 16,
         refresh_steps: int = 10,
         seed: int = 0,
+        audit_steps: int | None = 100,
     ) -> None:
-        """`k` columns for each axis of a weight; ConfigurationError for kinds that make no chart."""
+        """`k` columns for each axis of a weight; ConfigurationError for kinds that make no chart.
+
+        Every `audit_steps` steps one kind is held against the exact grade (auditing.py), which costs a backward pass;
+        None leaves that out. An optimiser that the exact grade cannot read is not audited.
+        """
         if refresh_steps < 1:
             raise ConfigurationError(f"refresh_steps is {refresh_steps}; give 1 or more.")
         self.chart = Chart(tuple(kinds))
         self.accounts = (*self.chart.kinds, DECAY)
-        self.optimizer = getattr(optimizer, "optimizer", optimizer)
+        super().__init__(getattr(optimizer, "optimizer", optimizer))
         self.assumption = _assumption(self.optimizer)
         """What is taken for granted of an optimiser that is not known; empty for one that is."""
         names, self._parameters = stepped_parameters(model, self.optimizer)
@@ -65,8 +72,8 @@ class SketchedLedger:
             raise ConfigurationError("None of the model's parameters can be booked: it has no linear map or embedding.")
         self.uncovered = self.taps.uncovered
         """Parameters that have no account; the sheet is of the others."""
-        self.grade = {"name": "sketched", "k": k, "assumption": self.assumption, "uncovered": self.uncovered}
-        self.num_steps = self.num_skipped = 0
+        self.audit = Audit(self.taps, self._parameters, audit_steps) if audit_steps and not self.assumption else None
+        self._k = k
         self._refresh_steps = refresh_steps
         kinds_count = len(self.chart.kinds)
         self._gradients = self.taps.zeros(kinds_count)
@@ -79,47 +86,43 @@ class SketchedLedger:
         self._group_of = {names[id(p)]: g for g in self.optimizer.param_groups for p in g["params"] if id(p) in names}
         self._smallest = min(self._parameters, key=lambda n: self._parameters[n].numel())
         self._seen: Tensor | None = None
-        self._open: SketchedStep | None = None
         self._made: set[str] = set()
         self._factor = 1.0
         self._usual: dict[str, Tensor] = {}
-        self._hooks = [
-            self.optimizer.register_step_pre_hook(self._before_step),
-            self.optimizer.register_step_post_hook(self._after_step),
-        ]
         self._steps: dict[str, MomentumStep] = {}
         with torch.no_grad():
             self._refresh()
 
+    @property
+    def grade(self) -> dict[str, Any]:
+        """What a sheet says of it: what it assumes, what it has no account of, and how its audit went."""
+        return {
+            "name": "sketched",
+            "k": self._k,
+            "assumption": self.assumption,
+            "uncovered": self.uncovered,
+            "audit": self.audit.facts() if self.audit else None,
+        }
+
     @contextmanager
     def step(self, labels: Sequence[str | None] | None = None) -> Iterator["SketchedStep"]:
         """One step of the optimiser, as `Ledger.step` has it."""
-        if self._open is not None:
-            raise ConfigurationError("A step of this ledger is open already; end it first.")
-        if not self._hooks:
-            raise ConfigurationError("This ledger is closed; open another one for more steps.")
-        for gradients in self._gradients.values():
-            gradients.zero_()
-        self._seen = None
-        self._open = step = SketchedStep(self)
-        try:
+        with self._opened(SketchedStep(self)) as step:
+            for gradients in self._gradients.values():
+                gradients.zero_()
+            self._seen = None
+            if self.audit is not None:
+                self.audit.begin(self.num_steps)
             if labels is not None:
                 step.begin(labels)
             yield step
-            if not step.is_booked:
-                self.num_skipped += 1
-        finally:
-            step.end()
-            self._open = None
 
     def close(self) -> None:
         """Let go of the optimiser; sheets can still be asked for."""
         if self._hooks and self.num_steps > self._last_closed():
             with torch.no_grad():
                 self._refresh()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        self._let_go()
 
     @torch.no_grad()
     def balance(self) -> BalanceSheet:
@@ -158,6 +161,9 @@ class SketchedLedger:
         """None: losses are booked by the exact grade alone."""
         return None
 
+    def interactions(self) -> None:
+        """None: pairs are booked by the exact grade alone."""
+
     def course(self) -> Course:
         """The entries over time, one period of `refresh_steps` after another (the first ones are single steps)."""
         names = [n.rpartition(".")[0] for n in self.taps.sides]
@@ -183,26 +189,14 @@ class SketchedLedger:
         """The weights at the opening, projected: what the ledger was kept of."""
         return self._start
 
-    def _before_step(self, _optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401
-        step = self._open
-        if step is None:
-            raise ConfigurationError(
-                "optimizer.step() outside of ledger.step(): the ledger cannot book it. Step within the `with` block, "
-                "or close the ledger first."
+    def _take_up(self, _step: "SketchedStep") -> None:
+        self._factor = self._read_factor()
+        if not np.isfinite(self._factor):
+            raise BadWeightsError(
+                "The gradient to be stepped has NaN or infinite entries, which would end the training. Lower the "
+                "learning rate, or leave the step out (torch.amp.GradScaler does)."
             )
-        step.require_ready()
-        if not will_step(self.optimizer, args, kwargs):
-            return
-        require_same_start(self.optimizer, self.num_steps)
-        with torch.no_grad():
-            self._factor = self._read_factor()
-            if not np.isfinite(self._factor):
-                raise BadWeightsError(
-                    "The gradient to be stepped has NaN or infinite entries, which would end the training. Lower the "
-                    "learning rate, or leave the step out (torch.amp.GradScaler does)."
-                )
-            self._take_up(self._factor)
-        step.is_booked = True
+        self._add_to_momentum(self._factor)
 
     def _read_factor(self) -> float:
         """Between the gradient of the backward passes and the one that is stepped: clipping, loss scales."""
@@ -213,7 +207,7 @@ class SketchedLedger:
         along = float((stepped.double() * self._seen.double()).sum())
         return 1.0 if square == 0 else along / square
 
-    def _take_up(self, factor: float) -> None:
+    def _add_to_momentum(self, factor: float) -> None:
         kinds = len(self.chart.kinds)
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
@@ -230,10 +224,7 @@ class SketchedLedger:
                 if step.decoupled:
                     self._period[name][kinds].add_(plain, alpha=-step.decoupled)
 
-    @torch.no_grad()
-    def _after_step(self, _optimizer: Any, _args: Any, _kwargs: Any) -> None:  # noqa: ANN401 - torch's protocol
-        if self._open is None or not self._open.is_booked:
-            return
+    def _book(self, _step: "SketchedStep") -> None:
         kinds = len(self.chart.kinds)
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
@@ -246,14 +237,26 @@ class SketchedLedger:
                 if direct:
                     direct *= step.sign * self._factor
                     self._period[name][:kinds].add_(self._gradients[name], alpha=-rate * direct)
+                if self.audit is not None:
+                    share = -rate * (direct + from_momentum * step.keep * step.sign * self._factor)
+                    self.audit.compare(
+                        name,
+                        self.optimizer,
+                        group,
+                        step=step,
+                        factor=self._factor,
+                        sketched=(self._gradients[name], share),
+                    )
                 self._made.add(name)
-        self.num_steps += 1
+        if self.audit is not None:
+            self.audit.end()
         if self.num_steps % self._refresh_steps == 0 or self.num_steps < self._refresh_steps:
             self._refresh()
 
     def _refresh(self) -> None:
         """Close the period: fit its entries to the weights' own change, then read the second moment and the weights."""
         along, square, change = [], [], []
+        factors_of: dict[str, float] = {}
         for name, sides in self.taps.sides.items():
             parameter = self._parameters[name]
             value = sides.project(parameter.detach())
@@ -262,6 +265,7 @@ class SketchedLedger:
                 moved = value - self._weights[name][0]
                 fitted = _fit(period, moved)
                 period[:-1] *= fitted
+                factors_of[name] = fitted
                 if self.num_steps == 1:
                     self._momentum[name] *= fitted  # its gradients came before there was a second moment
                 self._entries[name] += period
@@ -274,6 +278,8 @@ class SketchedLedger:
             if factors is not None:
                 sides.scale(factors)
             self._weights[name] = (value, sides.project(parameter.detach(), scaled=True))
+        if self.audit is not None:
+            self.audit.settle(factors_of)
         if along:
             parts = [torch.stack(own).cpu() for own in (along, square, change)]
             self._course.append((self.num_steps, parts[0], parts[1], parts[2]))
@@ -313,50 +319,34 @@ class SketchedLedger:
         return torch.where(seen, before, before[seen].mean() if bool(seen.any()) else before)
 
 
-class SketchedStep:
+class SketchedStep(OpenStep):
     """One step of the optimiser, while its gradients are gathered; made by `SketchedLedger.step`."""
 
     def __init__(self, ledger: SketchedLedger) -> None:
+        super().__init__()
         self._ledger = ledger
-        self._stack = ExitStack()
-        self._num_examples = 0
-        self._has_gradients = False
-        self.is_booked = False
+        self._groups = torch.zeros(0, dtype=torch.int64)
 
     def begin(self, labels: Sequence[str | None]) -> None:
         """Before a batch's forward pass: the label of each of its examples."""
-        if self._num_examples:
-            raise ConfigurationError("The batch before has had no backward pass; call Step.backward for every batch.")
-        if labels is None or isinstance(labels, str) or len(labels) == 0:
-            raise ConfigurationError("The batch has no labels; give the kind of each of its examples.")
+        own = self._require_labels(labels)
         ledger = self._ledger
         device = next(iter(ledger._gradients.values())).device
-        groups = ledger.chart.indices(list(labels)).to(device)
-        self._num_examples = len(groups)
-        self._stack.enter_context(ledger.taps.listening(groups, ledger._gradients))
+        self._groups = ledger.chart.indices(own).to(device)
+        self._num_examples = len(own)
+        self._stack.enter_context(ledger.taps.listening(self._groups, ledger._gradients))
 
     def backward(self, losses: Tensor, *, divide_by: int | float | Tensor | None = None) -> None:
         """The backward pass of the batch's loss, as `Step.backward` has it."""
-        if not self._num_examples:
-            raise ConfigurationError("Step.backward needs the batch's labels first: ledger.step(labels), or begin.")
+        self._require_begun()
         require_losses(losses, self._num_examples)
         total = losses.mean() if divide_by is None else losses.sum() / divide_by
+        if self._ledger.audit is not None:
+            self._ledger.audit.listen(losses, self._groups, len(losses) if divide_by is None else divide_by)
         total.backward()
-        self._stack.close()
-        self._num_examples, self._has_gradients = 0, True
+        self._over()
         gradient = self._ledger._parameters[self._ledger._smallest].grad
         self._ledger._seen = None if gradient is None else gradient.detach().clone()
-
-    def require_ready(self) -> None:
-        """ConfigurationError if the optimiser may not step yet."""
-        if self._num_examples or not self._has_gradients:
-            raise ConfigurationError("optimizer.step() before Step.backward: there are no gradients to book.")
-        if self.is_booked:
-            raise ConfigurationError("optimizer.step() twice in one ledger.step(); open one for each.")
-
-    def end(self) -> None:
-        """Stop listening."""
-        self._stack.close()
 
 
 def _fit(period: Tensor, moved: Tensor) -> float:

@@ -31,11 +31,12 @@ class TensorSketch:
     """Rows of `dim_per_block` numbers per block, fewer only for blocks that have no more parameters."""
 
     dim_per_block: int | tuple[int, ...]
-    """Buckets of a block's sketch (m), at least 2; for all blocks, or for each in its order."""
+    """Buckets of a block's sketch (m), at least 2 for a block of two parameters or more; for all blocks, or for each in
+    its order."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_dims(self.dim_per_block, least=2, what="A tensor sketch")
+        require_dims(self.dim_per_block, least=2 if isinstance(self.dim_per_block, int) else 1, what="A tensor sketch")
 
     def block(
         self, name: str, *, number: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
@@ -44,6 +45,7 @@ class TensorSketch:
         dim = dim_of(self.dim_per_block, number)
         if dim >= shape[0] * shape[1]:
             return IdentityBlock(shape=shape, dtype=dtype)
+        require_dims(dim, least=2, what="A tensor sketch")
         rows, columns = (
             torch.from_numpy(random_signs(self.seed, name, axis, width)).to(device, dtype)
             for axis, width in zip(("row", "column"), shape, strict=True)

@@ -6,10 +6,11 @@ the weights say so. The same least squares as for a trace (tracing.py), with one
 without the unit, or a small quantum would always explain its own members. Knows rows and assignments.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int32
+from jaxtyping import Float, Float32, Int, Int32, Int64
 from scipy.linalg import solve_triangular
 from scipy.optimize import nnls
 
@@ -17,7 +18,7 @@ from ...errors import ConfigurationError
 from ..clustering.base import group_sums
 
 _CHUNK = 2_048
-_CANDIDATES = 10
+CANDIDATES = 10
 _RIDGE = 1e-6
 """Added to the squared length of each centroid, so that equal centroids have an answer."""
 
@@ -44,10 +45,13 @@ def unit_codes(
     rows: Float[np.ndarray, "unit dim"],
     assignments: Int[np.ndarray, " unit"],
     *,
+    units: Int[np.ndarray, " coded"] | None = None,
     max_quanta: int = 5,
     noise_dim: float | None = None,
 ) -> UnitCodes:
     """Weights w ≥ 0 that minimise ‖row − Σ w_q centroid_q‖ over the ten nearest centroids, for unit rows.
+
+    Of all rows, or of `units` alone, in their order.
 
     Weights below √(2 ln k / `noise_dim`), about the greatest cosine of a random row with any of k centroids, are left
     out and the others solved for again; at most `max_quanta` are kept. `noise_dim` is the effective dimension of the
@@ -58,53 +62,96 @@ def unit_codes(
     sizes = np.bincount(assignments)
     if len(rows) != len(assignments) or not len(rows) or not sizes.all():
         raise ConfigurationError(f"{len(rows)} rows need as many assignments, numbered 0 to k - 1, none of them empty")
-    if not 1 <= max_quanta <= _CANDIDATES:
-        raise ConfigurationError(f"max_quanta is {max_quanta}; it lies between 1 and {_CANDIDATES}")
+    if not 1 <= max_quanta <= CANDIDATES:
+        raise ConfigurationError(f"max_quanta is {max_quanta}; it lies between 1 and {CANDIDATES}")
     sums = group_sums(rows, assignments, len(sizes)).astype(np.float64)
     norms = np.maximum(np.linalg.norm(sums, axis=1), np.finfo(np.float64).tiny)
     gram = (sums @ sums.T) / norms / norms[:, None]
-    floor = float(np.sqrt(2 * np.log(max(len(sizes), 2)) / (noise_dim or rows.shape[1])))
-    quantum = np.full((len(rows), max_quanta), -1, dtype=np.int32)
-    weight = np.zeros((len(rows), max_quanta), dtype=np.float32)
-    explained = np.zeros(len(rows), dtype=np.float32)
-    for start in range(0, len(rows), _CHUNK):
-        products = rows[start : start + _CHUNK].astype(np.float64) @ (sums / norms[:, None]).T
-        for unit, near in enumerate(products, start):
-            own = int(assignments[unit])
-            used, solved, share = _code(near, own, norms[own] if sizes[own] > 1 else 0.0, gram, floor)
-            kept = np.argsort(-solved, kind="stable")[:max_quanta]
-            quantum[unit, : len(kept)] = used[kept]
-            weight[unit, : len(kept)] = solved[kept]
-            explained[unit] = share
+    floor = weight_floor(len(sizes), float(noise_dim or rows.shape[1]))
+    wanted = np.arange(len(rows)) if units is None else units
+    found = []
+    for start in range(0, len(wanted), _CHUNK):
+        part = wanted[start : start + _CHUNK]
+        products = rows[part].astype(np.float64) @ (sums / norms[:, None]).T
+        for near, own in zip(products, assignments[part].tolist(), strict=True):
+            found.append(_code(near, own, norms[own] if sizes[own] > 1 else 0.0, gram, floor))
+    return as_codes(found, max_quanta)
+
+
+def weight_floor(num_quanta: int, noise_dim: float) -> float:
+    """√(2 ln k / D), about the greatest cosine of a random row with any of k directions: weights below are noise."""
+    return float(np.sqrt(2 * np.log(max(num_quanta, 2)) / noise_dim))
+
+
+def as_codes(found: Sequence[tuple[np.ndarray, np.ndarray, float]], max_quanta: int) -> UnitCodes:
+    """From each unit's quanta, weights and explained share: the greatest weights first, at most `max_quanta`."""
+    quantum = np.full((len(found), max_quanta), -1, dtype=np.int32)
+    weight = np.zeros((len(found), max_quanta), dtype=np.float32)
+    for unit, (used, solved, _) in enumerate(found):
+        kept = np.argsort(-solved, kind="stable")[:max_quanta]
+        quantum[unit, : len(kept)] = used[kept]
+        weight[unit, : len(kept)] = solved[kept]
     squares = np.square(weight)
     totals = squares.sum(axis=1)
     monogenic = np.where(totals > 0, squares.max(axis=1) / np.where(totals > 0, totals, 1), np.nan)
-    return UnitCodes(quantum=quantum, weight=weight, explained=explained, monogenic=monogenic.astype(np.float32))
+    return UnitCodes(
+        quantum=quantum,
+        weight=weight,
+        explained=np.array([share for *_, share in found], dtype=np.float32),
+        monogenic=monogenic.astype(np.float32),
+    )
 
 
-def null_num_used(
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NullUnits:
+    """Units that use one quantum by construction: what is claimed for real ones has to differ from theirs."""
+
+    unit: Int64[np.ndarray, " sampled"]
+    """Which units they were made from."""
+    rows: Float32[np.ndarray, "sampled dim"]
+    """Their rows: of norm 1, with the part along the own quantum's direction."""
+
+
+def null_units(
     rows: Float[np.ndarray, "unit dim"],
     assignments: Int[np.ndarray, " unit"],
     *,
-    max_quanta: int = 5,
-    max_units: int = 2_000,
+    directions: Float[np.ndarray, "quantum dim"] | None = None,
+    per_quantum: int = 20,
     seed: int = 0,
-) -> Int32[np.ndarray, " sampled"]:
-    """How many quanta are claimed for units that use one by construction: what `num_used` has to beat.
+) -> NullUnits:
+    """Of at most `per_quantum` units of each quantum: all but the part along its direction is given random signs.
 
-    Of at most `max_units` units (at equal distances) the part along the own quantum's centroid stays, and each number
-    of what remains gets a random sign, so that it has the same size and fits no other quantum but by accident.
+    What remains has the same size as before, and fits other quanta by accident alone. Directions are the centroids
+    where none are given.
     """
-    sums = group_sums(rows, assignments, int(assignments.max()) + 1)
-    centroids = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    picked = np.arange(min(len(rows), max_units)) * len(rows) // min(len(rows), max_units)
-    own = centroids[assignments[picked]]
+    sizes = np.bincount(assignments)
+    if directions is None:
+        sums = group_sums(rows, assignments, len(sizes))
+        directions = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    order = np.argsort(assignments, kind="stable")
+    place = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    size, wanted = np.repeat(sizes, sizes), np.repeat(np.minimum(sizes, per_quantum), sizes)
+    picked = np.sort(order[place * wanted // size != (place - 1) * wanted // size])  # at equal distances
+    own = directions[assignments[picked]]
     along = np.einsum("ij,ij->i", rows[picked], own)[:, None] * own
     signs = np.random.default_rng(seed).choice(np.array([-1, 1], dtype=np.float32), size=along.shape)
+    drawn = along + (rows[picked] - along) * signs
+    drawn /= np.maximum(np.linalg.norm(drawn, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return NullUnits(unit=picked.astype(np.int64), rows=drawn.astype(np.float32))
+
+
+def null_codes(
+    rows: Float[np.ndarray, "unit dim"],
+    assignments: Int[np.ndarray, " unit"],
+    drawn: NullUnits,
+    *,
+    max_quanta: int = 5,
+) -> UnitCodes:
+    """The codes of `null_units`, in the place of the units that they were made from."""
     again = rows.astype(np.float32, copy=True)
-    again[picked] = along + (rows[picked] - along) * signs
-    again[picked] /= np.linalg.norm(again[picked], axis=1, keepdims=True)
-    return unit_codes(again, assignments, max_quanta=max_quanta).num_used[picked]
+    again[drawn.unit] = drawn.rows
+    return unit_codes(again, assignments, units=drawn.unit, max_quanta=max_quanta)
 
 
 def _code(
@@ -119,7 +166,7 @@ def _code(
     alone = length < 1e-6 or own_norm == 0
     others = np.zeros_like(products) if alone else (gram[own] * own_norm - products) / length
     products[own] = -np.inf if alone else (own_norm * products[own] - 1) / length
-    candidates = np.argsort(-products, kind="stable")[:_CANDIDATES]
+    candidates = np.argsort(-products, kind="stable")[:CANDIDATES]
     candidates = candidates[products[candidates] > 0]
     inner = gram[np.ix_(candidates, candidates)]
     at = np.flatnonzero(candidates == own)
@@ -127,13 +174,22 @@ def _code(
         inner[at[0]] = inner[:, at[0]] = others[candidates]
         inner[at[0], at[0]] = 1.0
     target = products[candidates]
-    weights = _least_squares(inner, target)
-    kept = weights >= floor
+    kept, solved, share = thresholded(inner, target, floor)
+    return candidates[kept], solved, share
+
+
+def thresholded(inner: np.ndarray, target: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """Which of some unit directions a unit row uses, with which weights, and the share of it that they explain.
+
+    Non-negative least squares from the directions' inner products and the row's with them; weights below the floor
+    are left out, and the others solved for again.
+    """
+    kept = _least_squares(inner, target) >= floor
     if not kept.any():
-        return candidates[:0], weights[:0], 0.0
+        return kept, np.empty(0), 0.0
     solved = _least_squares(inner[np.ix_(kept, kept)], target[kept])
     share = float(2 * solved @ target[kept] - solved @ inner[np.ix_(kept, kept)] @ solved)
-    return candidates[kept], solved, min(max(share, 0.0), 1.0)
+    return kept, solved, min(max(share, 0.0), 1.0)
 
 
 def _least_squares(gram: np.ndarray, products: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int
+from scipy.stats import beta
 
 from ...errors import ConfigurationError
 from ..clustering.base import group_sums
@@ -78,3 +79,16 @@ def self_influence(
     found *= np.square(norms.astype(np.float64)) / dim
     middle = float(np.median(found)) if len(found) else 1.0
     return (found / (middle if middle > 0 else 1.0)).astype(np.float32)
+
+
+def null_medians(
+    influence: Float[np.ndarray, " unit"], sizes: Int[np.ndarray, " quantum"], *, level: float = 0.95
+) -> Float64[np.ndarray, "quantum end"]:
+    """Between which values the median of as many units drawn at random lies, for each size: lower and upper end.
+
+    The median of n draws has the rank of a Beta((n + 1)/2, (n + 1)/2) variable among all (exactly so for odd n and
+    draws with replacement). `level` is the share of draws between the ends.
+    """
+    ends = np.array([(1 - level) / 2, (1 + level) / 2])
+    half = (sizes[:, None] + 1) / 2
+    return np.asarray(np.quantile(influence.astype(np.float64), beta.ppf(ends, half, half)))

@@ -85,10 +85,10 @@ def fit_rank_frequency(
             f"ranks {first_rank} to {last} of {len(ordered)} quanta; a slope needs 3 ranks or more"
         )
     ranks = np.arange(1, len(ordered) + 1)
-    slope, intercept = _line(ordered, first_rank, last)
+    slope, intercept = fitted_line(ordered, first_rank, last)
     total = int(ordered.sum())
     draws = np.random.default_rng(seed).multinomial(total, ordered / total, size=num_resamples)
-    lines = np.array([_line(np.sort(draw)[::-1], first_rank, last) for draw in draws])
+    lines = np.array([fitted_line(np.sort(draw)[::-1], first_rank, last) for draw in draws])
     drawn = np.exp(lines[:, :1] * np.log(ranks) + lines[:, 1:])
     line_low, line_high = np.percentile(drawn, [2.5, 97.5], axis=0)
     null_low, null_high = _null_band(null_sizes, len(ordered))
@@ -105,12 +105,17 @@ def fit_rank_frequency(
         line_high=line_high,
         null_low=null_low,
         null_high=null_high,
-        null_slopes=np.array([_line(np.sort(null)[::-1], first_rank, last)[0] for null in null_sizes], dtype=float),
+        null_slopes=np.array(
+            [fitted_line(np.sort(null)[::-1], first_rank, last)[0] for null in null_sizes], dtype=float
+        ),
     )
 
 
-def _line(ordered: np.ndarray, first: int, last: int) -> tuple[float, float]:
-    """Slope and intercept over the ranks that have a size; NaN where fewer than two do."""
+def fitted_line(ordered: Int[np.ndarray, " rank"], first: int, last: int) -> tuple[float, float]:
+    """Slope and intercept of log size on log rank over ranks `first` to `last` that have a size; NaN for fewer than 2.
+
+    `ordered` are sizes, falling; least squares.
+    """
     part = ordered[first - 1 : last]
     used = np.flatnonzero(part > 0)
     if len(used) < 2:

@@ -4,6 +4,7 @@ A pair (row, query) waits with an interval that its exact score lies in, until t
 the pair is settled: its score computed in float64 from the row's own numbers, then rounded to float32. Arrays only.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
@@ -41,7 +42,8 @@ class Pairs:
 
     def take(self, which: np.ndarray) -> "Pairs":
         """Some of them, by mask or by position."""
-        return Pairs(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
+        places = np.flatnonzero(which) if which.dtype == bool else which
+        return Pairs(**{f.name: getattr(self, f.name).take(places) for f in fields(self)})
 
 
 def joined(parts: list[Pairs]) -> Pairs:
@@ -59,9 +61,11 @@ class Best:
         num_neighbours: int,
         *,
         borrowed_bytes: int = 1 << 30,
+        num_threads: int = 1,
     ) -> None:
-        self._queries = queries.astype(np.float64)
+        self._queries: Float64[np.ndarray, "query dim"] = queries.astype(np.float64)
         self._scale, self._k, self._budget = scale, num_neighbours, borrowed_bytes
+        self._num_threads = num_threads
         self.floor: Float64[np.ndarray, " query"] = np.full(len(queries), -np.inf)
         """Rows whose exact score, times the query's scale, is below this are not among the k best."""
         self.num_settled = 0
@@ -104,17 +108,19 @@ class Best:
         self._num_waiting = len(self._parts[0])
 
     def _raise_floor(self, query: np.ndarray, low: np.ndarray) -> None:
-        """A query's floor is the k-th greatest of its settled scores and these lower bounds, less a rounding."""
-        order = np.argsort(query.astype(np.uint16) if len(self._scale) <= 1 << 16 else query, kind="stable")
-        ends = np.cumsum(np.bincount(query, minlength=len(self._scale)))
+        """A query's floor is the k-th greatest of its settled scores and these lower bounds, less a rounding.
+
+        One sort of whole numbers, a query's number above a value's bits, finds all of them.
+        """
         settled = self._scores.astype(np.float64) * self._scale[:, None]
-        for number, part in enumerate(np.split(low[order], ends[:-1])):
-            if len(part):
-                both = np.concatenate([part, settled[number]])
-                kth = np.partition(both, len(both) - self._k)[len(both) - self._k]
-                if np.isfinite(kth):
-                    below = kth - abs(kth) * 2.0**-22 - self._scale[number] * 2.0**-148  # scores that round alike
-                    self.floor[number] = max(self.floor[number], below)
+        there = np.isfinite(settled)
+        queries = np.concatenate([query, np.nonzero(there)[0]])
+        keys = np.sort((queries << 32) | _ordered(np.concatenate([low, settled[there]])))
+        ends = np.cumsum(np.bincount(queries, minlength=len(self._scale)))
+        known = np.diff(ends, prepend=0) >= self._k
+        kth = _value(keys[ends[known] - self._k])
+        below = kth - abs(kth) * 2.0**-22 - self._scale[known] * 2.0**-148  # scores that round alike
+        self.floor[known] = np.maximum(self.floor[known], below)
 
     def _settle(self) -> None:
         """Score what waits: first each query's most promising, which raises the floors, then what is still in."""
@@ -135,21 +141,28 @@ class Best:
         """Inner products in float64: each product of a float16 and a float32 is exact, their sum nearly so."""
         scores = np.empty(len(pairs))
         order = np.argsort(pairs.query, kind="stable")
-        for start in range(0, len(order), _GATHERED):
-            part = order[start : start + _GATHERED]
-            rows, query = self._gathered(pairs.tile[part], pairs.place[part]), pairs.query[part]
-            cuts = np.flatnonzero(np.diff(query, prepend=-1, append=len(self._scale)))
-            for first, last in pairwise(cuts):
-                for low in range(first, last, _PIECE):
-                    piece = slice(low, min(low + _PIECE, last))
-                    wide = torch.from_numpy(rows[piece]).float().double().numpy()
-                    scores[part[piece]] = np.einsum("ij,j->i", wide, self._queries[query[first]])
+        parts = [order[start : start + _GATHERED] for start in range(0, len(order), _GATHERED)]
+        with ThreadPoolExecutor(self._num_threads) as pool:
+            for part, found in zip(parts, pool.map(lambda part: self._scored(pairs.take(part)), parts), strict=True):
+                scores[part] = found
         self.num_settled += len(pairs)
         scaled = scores * self._scale[pairs.query]
         if not ((pairs.low <= scaled) & (scaled <= pairs.high)).all():
             raise ConfigurationError(
                 "this machine's bfloat16 products err by more than IEEE rounding allows; ask for precision='float32'"
             )
+        return scores
+
+    def _scored(self, pairs: Pairs) -> Float64[np.ndarray, " pair"]:
+        """The same for pairs in the order of their queries, few enough to gather their rows."""
+        scores = np.empty(len(pairs))
+        rows = self._gathered(pairs.tile, pairs.place)
+        cuts = np.flatnonzero(np.diff(pairs.query, prepend=-1, append=len(self._scale)))
+        for first, last in pairwise(cuts):
+            for low in range(first, last, _PIECE):
+                piece = slice(low, min(low + _PIECE, last))
+                wide = torch.from_numpy(rows[piece]).float().double().numpy()
+                scores[piece] = np.einsum("ij,j->i", wide, self._queries[pairs.query[first]])
         return scores
 
     def _gathered(self, tile: np.ndarray, place: np.ndarray) -> Float[np.ndarray, "pair dim"]:
@@ -173,3 +186,17 @@ class Best:
                 rows = np.concatenate([self._rows[number], pairs.row[part]])
                 chosen = np.lexsort((rows, -both))[: self._k]
                 self._scores[number], self._rows[number] = both[chosen], rows[chosen]
+
+
+def _ordered(values: Float64[np.ndarray, " value"]) -> Int64[np.ndarray, " value"]:
+    """Whole numbers of 32 bits in the order of the values, which are rounded down to float32."""
+    near = values.astype(np.float32)
+    near = np.where(near > values, np.nextafter(near, np.float32(-np.inf)), near)
+    bits = near.view(np.int32)
+    return (bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))).astype(np.int64) + (1 << 31)
+
+
+def _value(keys: Int64[np.ndarray, " value"]) -> Float64[np.ndarray, " value"]:
+    """The values of `_ordered`, whatever stands above their 32 bits."""
+    bits = ((keys & 0xFFFFFFFF) - (1 << 31)).astype(np.int32)
+    return (bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))).view(np.float32).astype(np.float64)

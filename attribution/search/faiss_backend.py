@@ -1,16 +1,16 @@
-"""The one place that imports FAISS: spherical k-means, and a flat inner-product index as bytes.
+"""The one place that imports FAISS: whether it is there, and a flat inner-product index as bytes.
 
-Each function has a numpy twin (its name ends in `_numpy`) with the same signature and meaning, which the tests compare
-it with. Arrays in, arrays or bytes out: knows no files and no runs.
+What builds or searches has a numpy twin (its name ends in `_numpy`) of the same signature and meaning, which the tests
+compare it with. Arrays in, arrays or bytes out: knows no files and no runs.
 """
 
-from collections.abc import Callable
+from functools import cache
 from importlib import metadata
 from types import ModuleType
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int32, Int64
+from jaxtyping import Float, Int64
 
 from ...errors import ConfigurationError, DamagedRunError, MissingDependencyError
 
@@ -44,109 +44,13 @@ def require_faiss() -> ModuleType:
     return faiss
 
 
+@cache
 def _is_installed(name: str) -> bool:
     try:
         metadata.version(name)
     except metadata.PackageNotFoundError:
         return False
     return True
-
-
-def spherical_kmeans(
-    rows: Float[np.ndarray, "unit dim"],
-    num_clusters: int,
-    *,
-    seed: int,
-    num_iterations: int = 20,
-    num_redo: int = 1,
-    sample_size: int | None = None,
-) -> tuple[Float[np.ndarray, "cluster dim"], Int32[np.ndarray, " unit"]]:
-    """Unit centroids (float32) and the nearest one of each unit row, by inner product.
-
-    Trains on `sample_size` rows drawn without replacement, or on all where it is None; the best of `num_redo` starts
-    from random rows wins. Same rows and seed, same result on equal hardware. Raises ConfigurationError where there are
-    fewer rows (or sampled rows) than clusters, MissingDependencyError without FAISS.
-    """
-    faiss = require_faiss()
-
-    def train(sample: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, float]:
-        kmeans = faiss.Kmeans(
-            sample.shape[1],
-            num_clusters,
-            niter=num_iterations,
-            seed=seed,
-            spherical=True,
-            min_points_per_centroid=1,  # FAISS would print a warning, and above its default
-            max_points_per_centroid=len(sample),  # of 256 drop rows without a word
-        )
-        kmeans.train(sample, init_centroids=start)
-        return kmeans.centroids, float(kmeans.obj[-1])
-
-    centroids = _best_start(rows, num_clusters, train, seed=seed, num_redo=num_redo, sample_size=sample_size)
-    index = faiss.IndexFlatIP(rows.shape[1])
-    index.add(centroids)
-    nearest = index.search(np.ascontiguousarray(rows, dtype=np.float32), 1)[1][:, 0]
-    return centroids, nearest.astype(np.int32)
-
-
-def spherical_kmeans_numpy(
-    rows: Float[np.ndarray, "unit dim"],
-    num_clusters: int,
-    *,
-    seed: int,
-    num_iterations: int = 20,
-    num_redo: int = 1,
-    sample_size: int | None = None,
-) -> tuple[Float[np.ndarray, "cluster dim"], Int32[np.ndarray, " unit"]]:
-    """The twin of `spherical_kmeans`; they may differ where a cluster empties.
-
-    FAISS then splits a large cluster, this one restarts at the row that is described worst so far.
-    """
-
-    def train(sample: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, float]:
-        centroids = start / np.linalg.norm(start, axis=1, keepdims=True)
-        objective = 0.0
-        for _ in range(num_iterations):
-            similarity = sample @ centroids.T
-            nearest = similarity.argmax(1)
-            best = similarity[np.arange(len(sample)), nearest]
-            objective = float(best.sum())
-            sums = np.zeros_like(centroids)
-            np.add.at(sums, nearest, sample)
-            empty = np.flatnonzero(np.bincount(nearest, minlength=num_clusters) == 0)
-            sums[empty] = sample[np.argsort(best, kind="stable")[: len(empty)]]
-            centroids = sums / np.linalg.norm(sums, axis=1, keepdims=True)
-        return centroids, objective
-
-    centroids = _best_start(rows, num_clusters, train, seed=seed, num_redo=num_redo, sample_size=sample_size)
-    return centroids, (rows.astype(np.float32) @ centroids.T).argmax(1).astype(np.int32)
-
-
-def _best_start(
-    rows: np.ndarray,
-    num_clusters: int,
-    train: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, float]],
-    *,
-    seed: int,
-    num_redo: int,
-    sample_size: int | None,
-) -> np.ndarray:
-    """Centroids of the start with the greatest objective (sum of inner products)."""
-    rng = np.random.default_rng(seed)
-    num_rows = len(rows)
-    if sample_size is not None and sample_size < num_rows:
-        num_rows = sample_size
-        rows = rows[np.sort(rng.choice(len(rows), sample_size, replace=False))]
-    if not 1 <= num_clusters <= num_rows:
-        raise ConfigurationError(
-            f"{num_clusters} clusters from {num_rows} rows; ask for between 1 and {num_rows}, or sample more rows"
-        )
-    sample = np.ascontiguousarray(rows, dtype=np.float32)
-    starts = (np.sort(rng.choice(num_rows, num_clusters, replace=False)) for _ in range(max(num_redo, 1)))
-    trained = [train(sample, sample[start]) for start in starts]
-    best = max(objective for _, objective in trained)
-    # the first of those that reach the same optimum, whichever way the last bits were rounded
-    return np.asarray(next(c for c, objective in trained if objective >= best - 1e-6 * abs(best)), dtype=np.float32)
 
 
 def build_index(rows: Float[np.ndarray, "unit dim"], *, precision: Precision = "float16") -> bytes:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float32, Int64
 
 from ...errors import ConfigurationError
@@ -52,7 +53,8 @@ def scan(
         raise ConfigurationError(f"num_neighbours is {num_neighbours}; it must be at least 1")
     asked = np.ascontiguousarray(queries, dtype=np.float32)
     coarse = Coarse(asked, precision)
-    work = _Scan(coarse, Best(asked, coarse.scale, num_neighbours), num_neighbours)
+    best = Best(asked, coarse.scale, num_neighbours, num_threads=num_threads or torch.get_num_threads())
+    work = _Scan(coarse, best, num_neighbours)
     tile_rows = rows_per_tile(asked.shape[1], len(asked))
     each_tile(
         cut(chunks, asked.shape[1], tile_rows),
@@ -76,18 +78,14 @@ class _Scan:
         return lambda tile: self._multiply(tile, workspace)
 
     def _multiply(self, tile: Chunk, workspace: Workspace) -> None:
-        norms = workspace.load(tile.rows)
-        fine = np.isfinite(norms)
-        if not fine.all():
-            _require_no_overflow(tile.rows[~fine])
-        if tile.keep is not None:
-            fine &= tile.keep
+        shifted = tile.longest is not None and self._coarse.shifts(tile.rows)
+        fine, longest = self._shifted(tile, workspace) if shifted else self._loaded(tile, workspace)
         num_rows, num_fine = len(fine), int(fine.sum())
         if num_fine == 0:
             return
         out = np.flatnonzero(~fine)
         workspace.multiply(num_rows, out)
-        error = self._coarse.error(float(norms[fine].max()))
+        error = self._coarse.error(longest, shifted=shifted)
         positions = workspace.passing(num_rows, self._coarse.keys(self.best.floor - error))
         if num_fine >= self._k and len(positions) > 4 * self._k * self._coarse.num_queries:
             kth = workspace.greatest(num_rows, self._k, out)  # in the first tiles the floors are low: the tile's own
@@ -97,6 +95,21 @@ class _Scan:
         with self._writing:
             self.num_rows += num_fine
             self.best.add(tile.rows, pairs)
+
+    def _shifted(self, tile: Chunk, workspace: Workspace) -> tuple[np.ndarray, float]:
+        """Which rows count, and a bound of their norms: what the tile says of itself."""
+        workspace.shift(tile.rows)
+        return np.ones(len(tile.rows), bool) if tile.keep is None else tile.keep, float(tile.longest or 0)
+
+    def _loaded(self, tile: Chunk, workspace: Workspace) -> tuple[np.ndarray, float]:
+        """The same as measured."""
+        norms = workspace.load(tile.rows)
+        fine = np.isfinite(norms)
+        if not fine.all():
+            _require_no_overflow(tile.rows[~fine])
+        if tile.keep is not None:
+            fine &= tile.keep
+        return fine, float(norms[fine].max(initial=0))
 
     def _pairs(
         self, tile: Chunk, workspace: Workspace, positions: np.ndarray, fine: np.ndarray, error: np.ndarray

@@ -22,16 +22,18 @@ class Chunk(NamedTuple):
     """float16 or float32."""
     keep: Bool[np.ndarray, " row"] | None = None
     """Rows that count; None lets all. Rows with a NaN or infinite entry never do."""
+    longest: float | None = None
+    """A bound of the norms of the rows that count, all of which are finite; None where that is not known."""
 
 
 def cut(chunks: Iterable[Chunk], dim: int, tile_rows: int) -> Iterator[Chunk]:
     """The same rows in chunks of at most `tile_rows`; ConfigurationError for rows of another width."""
-    for first, rows, keep in chunks:
+    for first, rows, keep, longest in chunks:
         if rows.shape[1] != dim:
             raise ConfigurationError(f"rows are {rows.shape[1]} wide, {dim} are expected; use the same projection")
         for start in range(0, len(rows), tile_rows):
             part = slice(start, start + tile_rows)
-            yield Chunk(first + start, rows[part], None if keep is None else keep[part])
+            yield Chunk(first + start, rows[part], None if keep is None else keep[part], longest)
 
 
 def each_tile(

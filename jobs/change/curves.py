@@ -17,6 +17,7 @@ from ...storage.rowset import RowSet
 from ...storage.run import Run
 from ..collecting.unit_rows import batch_ids
 from ..models.model import LoadedModel, ModelSource, check_model, load_model
+from ..quanta.joined import JoinedRows, open_rows
 from ..workers.pool import WorkerPool
 from ..workers.progress import Listener, Stage, ignore
 from ..workers.ray_session import RayOptions, ray_session
@@ -51,10 +52,10 @@ def collect_curves(
     checkpoints = [checkpoints[i] for i in order]
     for source in checkpoints:
         check_model(source)
-    row_set = run.row_set(set_name)
-    if row_set.plan["unit_type"] != "token-loss":
+    row_set = open_rows(run, set_name)
+    if isinstance(row_set, JoinedRows) or row_set.plan["unit_type"] != "token-loss":
         raise ConfigurationError(
-            f"Row set {set_name!r} has {row_set.plan['unit_type']} units; curves need token losses."
+            f"Row set {set_name!r} has {row_set.plan['unit_type']} units; curves need one set of token losses."
         )
     names = [source.model for source in checkpoints]
     derived = run.derived("curves", set_name)

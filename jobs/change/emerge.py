@@ -31,8 +31,10 @@ from ...storage.run import Run
 from ..collecting.config import RowConfig
 from ..collecting.plan import make_engine
 from ..collecting.unit_rows import Task, unit_rows
+from ..exchange.importing import require_own_rows
 from ..models.model import ModelSource, check_model, load_model
 from ..quanta.cluster import Quanta
+from ..quanta.joined import first_set
 from ..workers.pool import WorkerPool
 from ..workers.progress import Listener, Stage, ignore
 from ..workers.ray_session import RayOptions, ray_session
@@ -119,6 +121,8 @@ def emerge(
     _require_one_shape(checkpoints)
     quanta = Quanta(run, config.quanta)
     quanta.row_set.require_current()
+    if config.units_per_quantum:
+        require_own_rows(first_set(quanta.row_set))
     assignments = np.asarray(quanta.units["quantum"]).astype(np.int64)
     units = np.asarray(quanta.units["unit"]).astype(np.int64)
     documents = np.asarray(quanta.units["document"]).astype(np.int64)

@@ -18,7 +18,7 @@ PROJECTIONS = (
     "dense",
     "none",
 )
-SHARES = ("energy", "size", "equal")
+SHARES = ("energy", "size", "equal", "each")
 PAIR = "pair:"
 """Before a projection's name: two of them, independent, in one pass, with half the numbers each."""
 PRECONDITIONERS = ("none", "kfac", "second-moment")
@@ -79,10 +79,10 @@ class RowConfig:
 
     projection: str = "tensor-sketch"
     dim: int = 4096
-    """Numbers per row at most; not used by projection none."""
-    shares: Literal["energy", "size", "equal"] = "energy"
+    """Numbers per row at most, or per block with shares each; not used by projection none."""
+    shares: Literal["energy", "size", "equal", "each"] = "energy"
     """How blocks share them: by their part of a gradient's squared norm (on text that the model writes itself), by
-    their number of parameters, or equally."""
+    their number of parameters, equally; or not at all: each block has so many."""
     seed: int = 0
     """Seed of the projection."""
     precondition: Literal["none", "kfac", "second-moment"] = "none"
@@ -99,7 +99,8 @@ class RowConfig:
     """Layers keep their inputs alone and are run again in each backward pass: less memory, one forward pass more. The
     rows are the same, byte for byte, so that this is no part of the plan."""
     batch_tokens: int | None = None
-    """Padded tokens that go through the model together; None takes 512 on a CPU and 16,384 on a GPU."""
+    """Padded tokens that go through the model together; None finds a power of two that the device's memory holds and
+    beyond which it is hardly quicker (batch_size.py)."""
     threads_per_worker: int = 1
     """Part of the plan, since it decides the order in which numbers are added."""
 

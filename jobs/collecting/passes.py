@@ -12,11 +12,13 @@ import numpy as np
 from ...attribution.blocks import find_blocks
 from ...storage.rowset import RowSet, SelectedUnits
 from ...storage.run import Run
+from ...storage.selection import StoredSelection
 from ..models.model import LoadedModel
 from ..workers.metrics import Metrics
 from ..workers.pool import WorkerPool
 from ..workers.progress import Listener, Stage
 from ..workers.ray_session import RayOptions, ray_session, worker_room
+from .block_time import warn_of_long_blocks
 from .collection import Collected, Collection
 from .config import SetConfig
 from .plan import require_space, unit_bytes
@@ -62,9 +64,15 @@ def freeze_units(
     """Find the units and freeze the plan; NoSpaceError, before any row is computed, where their rows cannot fit."""
     units = row_set.write_selection(selecting.units(scan))
     require_space(units.num_units * unit_bytes(plan), run.store.free_bytes(), str(run.store.root))
+    warn_of_long_blocks(plan, _largest_group(row_set.written(units)) if plan["unit_type"] == "group" else 1)
     run.upgrade()
     row_set.freeze(plan, units, _beside_the_plan(row_set, units, run=run, plan=plan, config=config, loaded=loaded))
     selecting.done()
+
+
+def _largest_group(units: StoredSelection) -> int:
+    """Windows of the group with the most."""
+    return max(int(np.asarray(part["num_windows"]).max(initial=0)) for part in units.groups(["num_windows"]))
 
 
 def _beside_the_plan(

@@ -11,19 +11,18 @@ import torch
 from ...attribution.blocks import Block, Coverage, find_blocks
 from ...attribution.energy import energy_shares
 from ...attribution.engine import GradientEngine
-from ...attribution.losses import TokenBatch, token_losses
+from ...attribution.losses import TokenBatch, mean_losses, token_losses
 from ...attribution.projection import Identity, Pair, Projection
 from ...attribution.projection.describe import from_description
 from ...attribution.projection.split import split_dim
 from ...errors import ConfigurationError, NoSpaceError
 from ..models.model import LoadedModel
+from .batch_size import find_batch_tokens
+from .block_time import bounded_rows, nominal_seconds
 from .config import PAIR, RowConfig, SelectionConfig, SetConfig, UnitType
 from .precondition import Factors, kept_moments, preconditioned
 
 _CHUNK_BYTES = 16_000_000
-_BLOCK_SECONDS = 20
-_NOMINAL_RATE = {"cpu": 2e10, "cuda": 1e14}
-"""Floating-point operations per second and worker that rows per block are sized for."""
 _UNIT_BYTES = 150
 """About what a unit's line in the units and selection files takes."""
 
@@ -71,10 +70,15 @@ def shared_projection(config: RowConfig, blocks: tuple[Block, ...], shares: np.n
     if shares is None:
         shares = np.array(np.ones(len(sizes)) if config.shares == "equal" else sizes, np.float64)
     if config.projection.startswith(PAIR):
-        dims = split_dim(config.dim // 2, shares, sizes)
+        dims = _dims(config, config.dim // 2, shares, sizes)
         kind = config.projection.removeprefix(PAIR)
         return Pair(members=tuple(_projection(kind, dims, seed=2 * config.seed + number) for number in range(2)))
-    return _projection(config.projection, split_dim(config.dim, shares, sizes), seed=config.seed)
+    return _projection(config.projection, _dims(config, config.dim, shares, sizes), seed=config.seed)
+
+
+def _dims(config: RowConfig, dim: int, shares: np.ndarray, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Numbers of each block; one that has fewer itself is kept as it is."""
+    return (dim,) * len(sizes) if config.shares == "each" else split_dim(dim, shares, sizes)
 
 
 def _projection(name: str, dims: tuple[int, ...], *, seed: int) -> Projection:
@@ -116,22 +120,18 @@ def make_plan(config: SetConfig, loaded: LoadedModel, earlier: Sequence[dict[str
     """The plan as set.json keeps it, without the units: everything that decides the bytes of the rows.
 
     `earlier` are plans of the same run: where one was asked for with the same words, of the same weights, its
-    projection stands, whatever this machine would have measured.
+    projection stands, whatever this machine would have measured; and where it has the same units, its batches and
+    the size of its blocks too.
     """
     request = {
         name: getattr(config.rows, name) for name in ("projection", "dim", "shares", "seed", "precondition", "blocks")
     }
-    planned = next(
-        (
-            plan["projection"]
-            for plan in earlier
-            if plan["request"] == request and plan["model"]["fingerprint"] == loaded.fingerprint
-        ),
-        None,
-    )
-    engine, projection, coverage = make_engine(config.rows, loaded, planned)
+    alike = [p for p in earlier if p["request"] == request and p["model"]["fingerprint"] == loaded.fingerprint]
+    engine, projection, coverage = make_engine(config.rows, loaded, alike[0]["projection"] if alike else None)
     device = torch.device(loaded.model.device).type
     length = window_tokens(config, loaded)
+    units = {"unit_type": config.selection.unit_type, "window_tokens": length, "device_type": device}
+    before: dict[str, Any] = next((p for p in alike if units.items() <= p.items()), {})
     plan = {
         "unit_type": config.selection.unit_type,
         "window_tokens": length,
@@ -166,8 +166,9 @@ def make_plan(config: SetConfig, loaded: LoadedModel, earlier: Sequence[dict[str
             "uncovered": coverage.uncovered,
         },
         "rows_per_block": config.rows.rows_per_block
+        or before.get("rows_per_block")
         or _rows_per_block(engine, loaded, length, device, unit_type=config.selection.unit_type),
-        "batch_tokens": config.rows.batch_tokens or (512 if device == "cpu" else 16_384),
+        "batch_tokens": config.rows.batch_tokens or before.get("batch_tokens") or _batch_tokens(config, engine, length),
         "threads_per_worker": config.rows.threads_per_worker,
         "device_type": device,
     }
@@ -233,11 +234,31 @@ def _rows_per_block(
     """
     if unit_type == "group":
         return 1
-    operations = 4 * sum(p.numel() for p in loaded.model.parameters())
-    operations *= 1 if unit_type == "token-contribution" else length
-    by_time = _BLOCK_SECONDS * _NOMINAL_RATE.get(device, 2e10) / operations
-    by_size = _CHUNK_BYTES / (2 * engine.dim)
-    return int(np.clip(min(by_time, by_size), 8, 65_536))
+    num_parameters = sum(p.numel() for p in loaded.model.parameters())
+    unit_seconds = nominal_seconds(num_parameters, 1 if unit_type == "token-contribution" else length, device)
+    return bounded_rows(unit_seconds, _CHUNK_BYTES / (2 * engine.dim))
+
+
+def _batch_tokens(config: SetConfig, engine: GradientEngine[TokenBatch], length: int) -> int:
+    """Found by trying windows in which every token counts: no batch of a collection takes more."""
+    unit_type = config.selection.unit_type
+
+    def work(num_windows: int, num_tokens: int) -> object:
+        example = torch.arange(num_windows, device=engine.device).repeat_interleave(num_tokens - 1)
+        place = torch.arange(1, num_tokens, device=engine.device).repeat(num_windows)
+        ids = torch.zeros(num_windows, num_tokens, dtype=torch.long, device=engine.device)
+        batch = TokenBatch(ids=ids, example=example, position=place)
+        if unit_type == "token-contribution":
+            return engine.contributions(batch, mean_losses, num_examples=num_windows, num_positions=num_tokens)
+        return engine.rows(batch, mean_losses, num_examples=num_windows)
+
+    return find_batch_tokens(
+        work,
+        engine.model,
+        window_tokens=length,
+        row_bytes=engine.dim * engine.dtype.itemsize if unit_type == "token-loss" else 0,
+        num_threads=config.rows.threads_per_worker,
+    )
 
 
 def _prove(engine: GradientEngine[TokenBatch], loaded: LoadedModel) -> None:

@@ -20,6 +20,7 @@ from ...storage.begun import Begun
 from ...storage.checked import fingerprint
 from ...storage.run import Run
 from ..models.model import LoadedModel
+from .block_time import nominal_seconds
 from .candidates import SCAN_BATCH, Losses, Scope, agreed, find_candidates
 from .config import SelectionConfig
 
@@ -27,8 +28,7 @@ Scan = Callable[[list[int]], None]
 """Has numbered tasks of a `Selecting` done, wherever that runs; each commits what it finds."""
 
 _TASK_SECONDS = 10
-_NOMINAL_RATE = {"cpu": 2e10, "cuda": 1e14}
-"""Floating-point operations per second and worker that a task is sized for."""
+"""Of a task, about, at the nominal rate."""
 _MOST_WINDOWS = 1024
 
 
@@ -61,9 +61,12 @@ class Selecting:
         if self._loaded is None:
             return _MOST_WINDOWS
         model = self._loaded.model
-        operations = 2 * sum(p.numel() for p in model.parameters()) * self._window_tokens
-        batches = _TASK_SECONDS * _NOMINAL_RATE.get(model.device.type, 2e10) / operations / SCAN_BATCH
-        return int(np.clip(int(batches) * SCAN_BATCH, SCAN_BATCH, _MOST_WINDOWS))
+        num_parameters = sum(p.numel() for p in model.parameters())
+        seconds = nominal_seconds(num_parameters, self._window_tokens, model.device.type) / 2  # the forward pass alone
+        wanted = _TASK_SECONDS / seconds
+        if wanted >= SCAN_BATCH:
+            wanted -= wanted % SCAN_BATCH
+        return int(np.clip(wanted, 1, _MOST_WINDOWS))
 
     @cached_property
     def shards(self) -> Begun:

@@ -21,6 +21,7 @@ from ...errors import RunMismatchError, WorkerFailedError
 from ...storage.rowset import RowBlock, RowSet
 from ...storage.run import Run
 from ..models.model import LoadedModel, ModelSource, load_model
+from ..models.unpacked import one_text_per_row
 from .config import SetConfig
 from .plan import make_engine, window_tokens
 from .precondition import stored_factors
@@ -65,7 +66,8 @@ class Worker:
             ray.actor.exit_actor()
         self._at_work = True
         try:
-            yield
+            with one_text_per_row():
+                yield
         finally:
             self._at_work = False
 

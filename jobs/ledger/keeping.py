@@ -19,9 +19,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ...attribution.ledger import BalanceSheet, Ledger, LossSheet, SketchedLedger
+from ...attribution.ledger import BalanceSheet, InteractionSheet, Ledger, LossSheet, SketchedLedger
 from ...attribution.ledger.sheets import Course
 from ...errors import DamagedRunError, NoSpaceError, RunNotFoundError
+from ...storage.derived import Derived
 from ...storage.run import Run
 
 ROOM = "ledger"
@@ -79,6 +80,8 @@ class StoredLedger:
     """What the writer recorded: data set, model, seed, recipe."""
     grade: dict[str, Any]
     """`exact`, or `sketched` with what it assumes."""
+    interactions: InteractionSheet | None
+    """What pairs of accounts did together, where that was booked."""
     examples: pa.Table | None
     """A line per example (step, id, kind, norm, along), where the ledger kept them."""
 
@@ -94,9 +97,11 @@ def write_ledger(
 
     Makes a run that holds nothing else where there is none. Tables are Parquet: `entries` (each account's part of the
     weights' change, by module and period), `accounts` (the matrix, by module), `course` (the matrix, by period),
-    `losses`, and `examples` where the ledger kept them. What a period's vectors were is not kept.
+    `losses`, and where the ledger kept them `examples` and `pairs` (what two accounts did together). What a period's
+    vectors were is not kept.
     """
     balance, losses, course, single = ledger.balance(), ledger.loss_sheet(), ledger.course(), ledger.example_facts()
+    pairs = ledger.interactions()
     value = {
         "accounts": list(balance.accounts),
         "modules": list(balance.modules),
@@ -106,6 +111,7 @@ def write_ledger(
         "about": dict(facts or {}),
         "grade": ledger.grade,
         "num_examples": len(single.step) if single else 0,
+        "interactions_missed": pairs.missed.tolist() if pairs else None,
     }
     arrays = {
         "gram": balance.gram,
@@ -118,6 +124,8 @@ def write_ledger(
     tables = {"entries": _entries(balance, course)} | (_loss_tables(losses) if losses else {})
     if single is not None:
         tables["examples"] = pa.table(asdict(single))
+    if pairs is not None:
+        tables |= _pair_tables(pairs)
     with _opened(path) as run:
         run.derived(ROOM, name).write(value, source=_origin(ledger), arrays=arrays, tables=tables)
 
@@ -168,6 +176,7 @@ def read_ledger(run: Run, name: str = "main") -> StoredLedger:
         course=course,
         facts=facts["about"],
         grade=facts.get("grade", {"name": "exact"}),
+        interactions=_read_pairs(derived, facts) if facts.get("interactions_missed") else None,
         examples=derived.table("examples") if facts.get("num_examples") else None,
     )
 
@@ -250,6 +259,27 @@ def _loss_tables(losses: LossSheet) -> dict[str, pa.Table]:
         ),
         "losses": _grid({"step": losses.steps.tolist(), "kind": losses.kinds}, {"loss": losses.losses}),
     }
+
+
+def _pair_tables(pairs: InteractionSheet) -> dict[str, pa.Table]:
+    three = {"kind": pairs.kinds, "later": pairs.accounts, "earlier": pairs.accounts}
+    return {
+        "pairs": _grid(three, {"across": pairs.across, "within": pairs.within}),
+        "first": _grid({"kind": pairs.kinds, "account": pairs.accounts}, {"change": pairs.first}),
+    }
+
+
+def _read_pairs(derived: Derived, facts: Mapping[str, Any]) -> InteractionSheet:
+    kinds, accounts = tuple(facts["evaluation"]["kinds"]), tuple(facts["accounts"])
+    table, shape = derived.table("pairs"), (len(kinds), len(accounts), len(accounts))
+    return InteractionSheet(
+        kinds=kinds,
+        accounts=accounts,
+        first=_numbers(derived.table("first"), "change", shape[:2]),
+        across=_numbers(table, "across", shape),
+        within=_numbers(table, "within", shape),
+        missed=np.array(facts["interactions_missed"], np.float64),
+    )
 
 
 def _grid(axes: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> pa.Table:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ...attribution.clustering import AverageLinkage, Clusterer, Clustering, Refined
 from ...attribution.quanta.block_choice import BlockChoice, choose_blocks
+from ...attribution.quanta.envelope import fit_envelope
 from ...attribution.quanta.layout import lay_out
 from ...attribution.quanta.rank_frequency import TailFit, fit_rank_frequency, fit_tail
 from ...attribution.quanta.stability import agreement, half_agreement, random_directions, with_seed
@@ -26,6 +27,8 @@ from ..workers.progress import Listener, Stage, ignore
 from .clustered import Preparation
 from .clustered import Quanta as Quanta
 from .clustered import require_comparable as require_comparable
+from .joined import AnyRows, open_rows
+from .nulls import LEAST_SIZE, CodesOver
 from .rivals import Roles as Roles
 from .rivals import measure as measure
 from .table import Namer, Prepared, names_of, quantum_columns, tree_columns
@@ -34,8 +37,6 @@ _STEPS = 6
 _NOVELTY_SAMPLE = 4_000
 _NUM_NULLS = 2
 _NULL_ROWS = 2_000
-_LEAST_SIZE = 5
-"""Quanta below this many units are left out of the rank–frequency fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +46,12 @@ class QuantaConfig:
     name: str = "main"
     """Under which the quanta are stored; quanta of that name are replaced."""
     rows: str | None = None
-    """The row set; None takes the token rows."""
+    """The row set, or several parted by commas (units of different types); None takes the token rows."""
     blocks: BlockChoice = field(default_factory=BlockChoice)
     whitening: WhiteningConfig = field(default_factory=WhiteningConfig)
     clusterer: Clusterer = field(default_factory=Refined)
+    codes: CodesOver = "centroids"
+    """What each unit's several quanta are found over: the quanta's centroids, or a dictionary learned from them."""
     num_halves: int = 2
     """Halves of the documents that are clustered again to see whether quanta are stable; 0 leaves stability out."""
     max_stability_rows: int = 20_000
@@ -63,7 +66,7 @@ def make_quanta(run: Run, config: QuantaConfig, *, namer: Namer | None = None, l
     """
     require_faiss()
     require_name(config.name)
-    row_set = run.row_set(config.rows)
+    row_set = open_rows(run, config.rows)
     source = row_set.fingerprint()
     stage = Stage(listener, "cluster", total=_STEPS, unit="steps")
     preparation, found = _prepare(run, row_set, config)
@@ -74,7 +77,7 @@ def make_quanta(run: Run, config: QuantaConfig, *, namer: Namer | None = None, l
     tree = tree_columns(found, clustering, seed=seed)
     stage.advance(1)
     columns, unit_columns, together, address = quantum_columns(
-        found, clustering, tree, preparation, damping=config.whitening.damping, seed=seed
+        found, clustering, tree, preparation, damping=config.whitening.damping, seed=seed, codes_over=config.codes
     )
     columns["name"] = pa.array(names_of(namer, found, columns) if namer else [None] * len(address), pa.string())
     stage.advance(1)
@@ -128,7 +131,7 @@ def make_quanta(run: Run, config: QuantaConfig, *, namer: Namer | None = None, l
     return Quanta(run, config.name)
 
 
-def _prepare(run: Run, row_set: RowSet, config: QuantaConfig) -> tuple[Preparation, Prepared]:
+def _prepare(run: Run, row_set: AnyRows, config: QuantaConfig) -> tuple[Preparation, Prepared]:
     """The rows that can be clustered, and what was done to them."""
     kept, rows = row_set.unit_rows()
     if not len(rows):
@@ -191,7 +194,7 @@ def _nearest(found: Prepared) -> np.ndarray:
 
 
 def _stability(
-    run: Run, row_set: RowSet, found: Prepared, clustering: Clustering, config: QuantaConfig
+    run: Run, row_set: AnyRows, found: Prepared, clustering: Clustering, config: QuantaConfig
 ) -> dict[str, Any] | None:
     """Adjusted Rand indices between clusterings that should agree, beside those of random directions."""
     rows, labels = found.rows, clustering.assignments
@@ -228,7 +231,7 @@ def _null_halves(found: Prepared, num_quanta: int, *, seed: int) -> list[float]:
     return half_agreement(clusterer, noise, found.document[picked], labels, num_halves=1, seed=seed)
 
 
-def _other_projections(run: Run, row_set: RowSet) -> Sequence[RowSet]:
+def _other_projections(run: Run, row_set: AnyRows) -> Sequence[RowSet]:
     """Complete row sets of the same selection and checkpoint, under another projection."""
     plan = row_set.plan
     found = []
@@ -258,11 +261,11 @@ def _agreement_across(other: RowSet, clustered: np.ndarray, labels: np.ndarray, 
 def _rank_frequency(rows: np.ndarray, clustering: Clustering, config: QuantaConfig) -> dict[str, Any] | None:
     """The fit over quanta of five units and more beside structureless rows; None for fewer than three such quanta."""
     sizes = clustering.sizes
-    last = int((sizes >= _LEAST_SIZE).sum())
+    last = int((sizes >= LEAST_SIZE).sum())
     if last < 3:
         return None
-    nulls = [_null_sizes(rows, clustering.num_quanta, seed=config.clusterer.seed + i) for i in range(_NUM_NULLS)]
-    fit = fit_rank_frequency(sizes, last_rank=last, null_sizes=nulls)
+    nulls = [_null_quanta(rows, clustering.num_quanta, seed=config.clusterer.seed + i) for i in range(_NUM_NULLS)]
+    fit = fit_rank_frequency(sizes, last_rank=last, null_sizes=[null.sizes for null in nulls])
     tail = _tail(sizes)
     return {
         "first_rank": fit.first_rank,
@@ -278,13 +281,31 @@ def _rank_frequency(rows: np.ndarray, clustering: Clustering, config: QuantaConf
         "null_slopes": _json(fit.null_slopes),
         "sentence": fit.sentence(),
         "alternatives": tail.sentence() if tail else "",
+        "envelope": _envelope(clustering, nulls),
     }
 
 
-def _null_sizes(rows: np.ndarray, num_quanta: int, *, seed: int) -> np.ndarray:
-    """Sizes of as many clusters at first of rows without groups: every column shuffled over the units by itself."""
+def _envelope(clustering: Clustering, nulls: Sequence[Clustering]) -> dict[str, Any] | None:
+    """The largest size at each rank over many cuts of the tree; None where there are too few units for its slope."""
+    try:
+        found = fit_envelope(clustering.tree, null_trees=[null.tree for null in nulls])
+    except ConfigurationError:
+        return None
+    return {
+        "first_rank": found.first_rank,
+        "last_rank": found.last_rank,
+        "slope": found.slope,
+        "slope_low": found.slope_low,
+        "slope_high": found.slope_high,
+        "null_slopes": _json(found.null_slopes),
+        "sentence": found.sentence(),
+    }
+
+
+def _null_quanta(rows: np.ndarray, num_quanta: int, *, seed: int) -> Clustering:
+    """As many clusters at first of rows without groups: every column shuffled over the units by itself."""
     shuffled = np.random.default_rng(seed).permuted(rows, axis=0)
-    return Refined(inner=AverageLinkage(num_quanta=num_quanta, seed=seed)).cluster(shuffled).sizes
+    return Refined(inner=AverageLinkage(num_quanta=num_quanta, seed=seed)).cluster(shuffled)
 
 
 def _tail(sizes: np.ndarray) -> TailFit | None:

@@ -15,9 +15,10 @@ from ...attribution.clustering import Tree
 from ...attribution.quanta.block_choice import ChosenBlocks
 from ...attribution.quanta.interference import Interference
 from ...attribution.whitening import Whitener
-from ...errors import RunMismatchError, RunNotFoundError
+from ...errors import RunNotFoundError
 from ...storage.rowset import RowSet
 from ...storage.run import Run
+from .joined import AnyRows, open_rows, require_same_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ class Quanta:
     def __init__(self, run: Run, name: str = "main") -> None:
         self.run, self.name = run, name
         self._derived = run.derived("quanta", name)
-        self.row_set: RowSet = run.row_set(self._derived.facts()["rows"])
+        self.row_set: AnyRows = open_rows(run, self._derived.facts()["rows"])
         self.facts = self._derived.facts(source=self.row_set.fingerprint())
 
     @cached_property
@@ -188,13 +189,7 @@ def units_of(
 
 def require_comparable(quanta: Quanta, other: RowSet) -> None:
     """RunMismatchError unless another row set has the same checkpoint, projection and preconditioner."""
-    for key in ("projection", "blocks", "dim", "preconditioner", "files"):
-        if quanta.row_set.plan[key] != other.plan[key]:
-            raise RunMismatchError(
-                f"Row sets {quanta.row_set.name!r} and {other.name!r} differ in {key}: their rows cannot be compared."
-            )
-    if quanta.row_set.plan["model"]["fingerprint"] != other.plan["model"]["fingerprint"]:
-        raise RunMismatchError(f"Row sets {quanta.row_set.name!r} and {other.name!r} are of different checkpoints.")
+    require_same_rows(quanta.row_set, other)
 
 
 def _column(table: pa.Table, name: str) -> Float64[np.ndarray, " quantum"]:

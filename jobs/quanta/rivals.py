@@ -22,6 +22,7 @@ from ..collecting.unit_rows import batch_ids
 from ..models.model import LoadedModel, ModelSource, load_model
 from .clustered import Quanta
 from .contexts import Contexts
+from .joined import is_token_loss
 
 _CONTEXT_TOKENS = 32
 _BATCH_WINDOWS = 8
@@ -44,14 +45,19 @@ def measure(
     """Evidence for the quanta beside rivals and shuffles; stored, and returned.
 
     Rivals: clusters by target token, by previous token, of tf–idf vectors of the last 32 tokens, of random directions,
-    and, where `model` says where the checkpoint lies, of its hidden states. RunMismatchError for another checkpoint.
+    and, where `model` says where the checkpoint lies, of its hidden states. Where units are of several types, token
+    losses alone are asked. RunMismatchError for another checkpoint.
     """
-    document = np.asarray(quanta.units["document"])
+    asked = is_token_loss(quanta.units, quanta.row_set.plan)
+    asked = asked if asked.any() else np.ones(len(asked), dtype=bool)
+    document = np.asarray(quanta.units["document"])[asked]
     contexts = Contexts(quanta.run)
-    target = contexts.token_ids(quanta.units)
-    role = roles(quanta.run, quanta.units) if roles else None
+    every_target = contexts.token_ids(quanta.units)
+    target = every_target[asked]
+    role = roles(quanta.run, quanta.units)[asked] if roles else None
     rows = []
-    for name, clusters in _groupings(quanta, contexts, target, model).items():
+    for name, every in _groupings(quanta, contexts, every_target, model).items():
+        clusters = every[asked]
         row: dict[str, Any] = {"name": name, "num_clusters": len(np.unique(clusters))}
         if name != "target token":
             row["next_token"] = asdict(next_token_evidence(clusters, target, document, num_shuffles=num_shuffles))

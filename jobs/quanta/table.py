@@ -11,27 +11,24 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int
 
-from ...attribution.clustering import Clustering, average_linkage, branch_persistence
+from ...attribution.clustering import Clustering, branch_persistence
 from ...attribution.clustering.base import group_sums
-from ...attribution.clustering.persistence import COMES_BACK, LEAST_JACCARD
 from ...attribution.quanta.co_use import CoUse, co_use
-from ...attribution.quanta.codes import null_num_used, unit_codes
 from ...attribution.quanta.dimension import effective_dimension
 from ...attribution.quanta.facts import QuantumFacts, describe_quanta
 from ...attribution.quanta.interference import BEYOND, Interference, find_communities, measure_interference, strongest
 from ...attribution.quanta.labels import label_quanta
-from ...attribution.quanta.memorisation import own_share, self_influence
+from ...attribution.quanta.memorisation import null_medians, own_share, self_influence
 from ...storage.run import Run
 from .clustered import Preparation
 from .contexts import Contexts
+from .nulls import LEAST_SIZE, CodesOver, coded, null_branches, persistence_facts
 
 _CONTEXT_TOKENS = 32
 _MAX_GRAPH = 2_000
 """Quanta up to which communities are looked for; time and memory are quadratic in them."""
 _PARTNERS = 5
 _NULL_DRAWS = 5
-_LEAST_SIZE = 5
-"""Units from which on a quantum counts where shares of quanta are given."""
 
 
 class Namer(Protocol):
@@ -151,7 +148,14 @@ def quantum_nodes(clustering: Clustering) -> np.ndarray:
 
 
 def quantum_columns(
-    found: Prepared, clustering: Clustering, tree: pa.Table, preparation: Preparation, *, damping: float, seed: int
+    found: Prepared,
+    clustering: Clustering,
+    tree: pa.Table,
+    preparation: Preparation,
+    *,
+    damping: float,
+    seed: int,
+    codes_over: CodesOver = "centroids",
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], np.ndarray]:
     """Columns of the quanta, columns of the units, what holds for all of them together, and the addresses."""
     labels, groups = clustering.assignments, clustering.sizes
@@ -163,17 +167,24 @@ def quantum_columns(
     influence = self_influence(found.raw, found.norms, preparation.whitener, damping)
     interference = measure_interference(found.rows, labels)
     used_with = co_use(labels, found.document, seed=seed)
-    codes = unit_codes(found.rows, labels)
+    used = coded(found.rows, labels, over=codes_over, seed=seed)
+    codes = used.codes
+    branches = null_branches(found.rows, found.document, seed=seed)
+    usual = null_medians(influence, groups)
     columns |= {
         "node": nodes.tolist(),
         "persistence": _floats(persistence[nodes]),
+        "persistence_null": _floats(branches.beside(groups)),
         "dimension": _floats(dimension.value),
         "dimension_low": _floats(dimension.low),
         "dimension_high": _floats(dimension.high),
         "own_share": _floats(share.value),
         "own_share_null": _floats(share.null),
         "self_influence": [float(np.median(part)) for part in _parts(influence, labels, len(groups))],
-        "monogenic": [_mean(part) for part in _parts(codes.monogenic, labels, len(groups))],
+        "self_influence_low": _floats(usual[:, 0]),
+        "self_influence_high": _floats(usual[:, 1]),
+        "monogenic": _known(used.monogenic),
+        "monogenic_null": _known(used.null_monogenic),
         "length": interference.lengths.tolist(),
     }
     columns |= _interfering(interference, clustering.centroids) | _partners(used_with, len(groups))
@@ -189,7 +200,6 @@ def quantum_columns(
         "monogenic": pa.array(codes.monogenic),
         "self_influence": pa.array(influence),
     }
-    null_used = null_num_used(found.rows, labels, seed=seed)
     together = {
         "interference": _interference_facts(interference, found, clustering, seed=seed),
         "co_use": {
@@ -199,12 +209,15 @@ def quantum_columns(
         },
         "communities": whole,
         "codes": {
-            "share_several": float((codes.num_used >= 2).mean()),
-            "null_share_several": float((null_used >= 2).mean()),
-            "mean_monogenic": _mean(codes.monogenic),
+            "over": codes_over,
+            "share_several": used.share_several,
+            "null_share_several": used.null_share_several,
+            "mean_monogenic": _known(np.array([used.mean_monogenic]))[0],
+            "null_mean_monogenic": _known(np.array([used.null_mean_monogenic]))[0],
         },
+        "memorised": _memorised_facts(columns, groups),
         "dimension_null": dimension.null if np.isfinite(dimension.null) else None,
-        "persistence": _persistence_facts(found, clustering.sizes, persistence[nodes], seed=seed),
+        "persistence": persistence_facts(groups, persistence[nodes], branches),
     }
     return columns, units, together, np.stack([f.address for f in facts]).astype(np.float32)
 
@@ -215,9 +228,22 @@ def _parts(values: np.ndarray, labels: np.ndarray, num_groups: int) -> list[np.n
     return np.split(values[np.argsort(labels, kind="stable")], ends)
 
 
-def _mean(values: np.ndarray) -> float | None:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else None
+def _known(values: np.ndarray) -> list[float | None]:
+    return [float(v) if np.isfinite(v) else None for v in values]
+
+
+def _memorised_facts(columns: Mapping[str, Any], sizes: np.ndarray) -> dict[str, Any]:
+    """Of the quanta of five units and more: how many are more memorised than their nulls, by either figure."""
+    large = sizes >= LEAST_SIZE
+    share, null = np.array(columns["own_share"])[large], np.array(columns["own_share_null"])[large]
+    influence, high = np.array(columns["self_influence"])[large], np.array(columns["self_influence_high"])[large]
+    return {
+        "num_quanta": int(large.sum()),
+        "median_own_share": _known(np.array([np.median(share)]))[0] if large.any() else None,
+        "median_own_share_null": _known(np.array([np.median(null)]))[0] if large.any() else None,
+        "num_influential": int((influence > high).sum()),
+        "expected_influential": float(large.sum() * 0.025),
+    }
 
 
 def _floats(values: np.ndarray) -> list[float]:
@@ -300,34 +326,6 @@ def _share_below(found: Interference, centroids: np.ndarray) -> float:
         below += int((scores <= -BEYOND).sum())
         pairs += int(np.isfinite(scores).sum())
     return below / max(pairs, 1)
-
-
-def _persistence_facts(found: Prepared, sizes: np.ndarray, persistence: np.ndarray, *, seed: int) -> dict[str, Any]:
-    """How many quanta of five units and more come back, and how many such branches of shuffled columns do."""
-    large = sizes >= _LEAST_SIZE
-    back = persistence[large]
-    shuffled, branches = null_persistence(found.rows, found.document, seed=seed)
-    return {
-        "num_quanta": int(large.sum()),
-        "num_back": int((back >= COMES_BACK).sum()),
-        "null_branches": branches,
-        "null_back": shuffled,
-        "num_resamples": 20,
-        "least_share": COMES_BACK,
-        "least_jaccard": LEAST_JACCARD,
-    }
-
-
-def null_persistence(rows: np.ndarray, document: np.ndarray, *, seed: int, max_rows: int = 1_500) -> tuple[int, int]:
-    """Of the branches of five units to a tenth of all, in rows whose columns are shuffled: how many come back; all."""
-    rng = np.random.default_rng(seed)
-    picked = np.sort(rng.permutation(len(rows))[:max_rows])
-    shuffled = rng.permuted(rows[picked], axis=0)
-    shuffled /= np.maximum(np.linalg.norm(shuffled, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    tree = average_linkage(shuffled)
-    again = branch_persistence(shuffled, tree, np.arange(len(picked)), document[picked], num_resamples=10, seed=seed)
-    counted = (tree.merges[:, 3] >= 5) & (tree.merges[:, 3] <= max(len(picked) // 10, 5))
-    return int((again[counted] >= COMES_BACK).sum()), int(counted.sum())
 
 
 def names_of(namer: Namer, found: Prepared, columns: Mapping[str, Any]) -> list[str | None]:

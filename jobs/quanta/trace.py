@@ -28,6 +28,7 @@ from ..exchange.importing import require_own_rows
 from ..models.model import LoadedModel, ModelSource, load_model
 from .cluster import Quanta, require_comparable
 from .contexts import Contexts
+from .joined import first_set
 
 _LEXICAL_TOKENS = 32
 _WINDOWS = "window"
@@ -118,7 +119,7 @@ class Tracer:
 
     @cached_property
     def _loaded(self) -> LoadedModel:
-        require_own_rows(self.quanta.row_set)
+        require_own_rows(first_set(self.quanta.row_set))
         plan = self.quanta.row_set.plan
         source = self._source or ModelSource(
             model=plan["model"]["name"], revision=plan["model"]["revision"], dtype=plan["model"]["dtype"]
@@ -140,7 +141,7 @@ class Tracer:
 
     @cached_property
     def _engine(self) -> GradientEngine[TokenBatch]:
-        row_set = self.quanta.row_set
+        row_set = first_set(self.quanta.row_set)
         row_set.require_current()
         config = RowConfig(**row_set.plan["request"])
         return make_engine(config, self._loaded, row_set.plan["projection"], stored_factors(row_set))[0]
@@ -187,7 +188,7 @@ class Tracer:
     @cached_property
     def _window_rows(self) -> tuple[np.ndarray, np.ndarray] | None:
         run = self.quanta.run
-        if _WINDOWS not in run.row_sets() or self.quanta.row_set.name == _WINDOWS:
+        if _WINDOWS not in run.row_sets() or _WINDOWS in self.quanta.row_set.name.split(","):
             return None
         other: RowSet = run.row_set(_WINDOWS)
         require_comparable(self.quanta, other)

@@ -26,7 +26,7 @@ COMMANDS = {
     ),
     "cluster": (
         "RUN --name --rows --method --num-quanta --min-cosine --resolution --min-size --blocks --block-weights "
-        "--whitening --names-from --names-model --activations --seed --json"
+        "--whitening --damping --codes --names-from --names-model --activations --seed --json"
     ),
     "trace": "RUN prompt completion -k --num-units --save --model --quanta --json",
     "report": "RUN --out --quanta",

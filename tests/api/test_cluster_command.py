@@ -30,6 +30,23 @@ def test_other_methods_store_quanta_that_can_be_asked(cli, run_copy, flags, clus
     assert sum(q.size for q in client.quanta(grain=3)) == 200
 
 
+def test_codes_over_a_dictionary_and_every_figure_with_its_null(cli, run_copy):
+    flags = ("--num-quanta", "6", "--whitening", "full", "--damping", "5", "--codes", "dictionary")
+    out = json.loads(cli("cluster", run_copy, "--name", "coded", *flags, "--json")[0])
+    assert out["codes"]["over"] == "dictionary"
+    assert 0 <= out["codes"]["null_share_several"] <= 1
+    assert out["memorised"]["num_quanta"] == sum(q.size >= 5 for q in connect(run_copy, quanta="coded").quanta())
+    for quantum in connect(run_copy, quanta="coded").quanta():
+        low, high = quantum.facts.self_influence_null
+        assert 0 < low <= high
+        assert quantum.facts.monogenic is None or 0 < quantum.facts.monogenic <= 1
+        assert quantum.facts.monogenic_null is None or 0 < quantum.facts.monogenic_null <= 1
+        assert quantum.size == 1 or 0 <= quantum.facts.persistence_null <= 1
+    facts = Run.open(run_copy).derived("quanta", "coded").facts()
+    assert facts["config"]["whitening"]["damping"] == 5
+    assert facts["codes"] == out["codes"]
+
+
 def test_blocks_are_chosen_and_weighed_when_clustering(cli, refused, run_copy):
     run = Run.open(run_copy)
     names = [block["name"] for block in run.row_set().plan["blocks"]]
@@ -55,6 +72,9 @@ def test_blocks_are_chosen_and_weighed_when_clustering(cli, refused, run_copy):
         (("--method", "spectral"), "give num_quanta"),
         (("--method", "graph", "--num-quanta", "5"), "does not belong"),
         (("--method", "kmeans"), "accepted are"),
+        (("--codes", "words"), "centroids, dictionary"),
+        (("--damping", "0"), "above 0"),
+        (("--rows", "token-loss,token-loss"), "twice"),
         (("--names-model", "m"), "--names-from"),
         (("--names-from", "http://localhost:1"), "--names-model"),
         (("--names-from", "file:///etc/passwd", "--names-model", "m"), "http or https"),

@@ -166,5 +166,47 @@ def test_a_sketched_ledger_says_that_it_is_one_and_what_it_assumes(cli, tmp_path
     out, _ = cli("ledger", tmp_path / "run", "--html", tmp_path / "page.html")
     assert "Sketched: seen through 16 random signs" in out
     assert "Assumed: the state of torch.optim.nadam.NAdam is not known: its steps are taken for AdamW's" in out
+    assert "No step was held against the exact grade." in out
     assert "Without an account: convolution.bias, convolution.weight, gain" in out
     assert "over time" in (tmp_path / "page.html").read_text()
+
+
+def test_a_sketched_ledger_says_how_far_its_sampled_steps_were_from_the_exact_grade(cli, tmp_path):
+    model = positions(torch.float32)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.01)
+    ledger = SketchedLedger(model, optimiser, KINDS, refresh_steps=2, audit_steps=2)
+    for ids, labels in batches(6):
+        with ledger.step(labels) as step:
+            step.backward(losses_of(model, ids))
+            optimiser.step()
+        optimiser.zero_grad()
+    ledger.close()
+    write_ledger(tmp_path / "run", ledger)
+    out, _ = cli("ledger", tmp_path / "run")
+    found = re.search(r"exact grade on 3 sampled steps, one kind each: .* missed by ([\d.]+)%", out)
+    assert float(found[1]) == pytest.approx(100 * ledger.grade["audit"]["residual"], abs=0.06)
+
+
+def test_pairs_of_kinds_are_shown_with_what_they_miss(cli, tmp_path):
+    model = positions()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.01)
+    held_out = Evaluation(batches=batches(1, seed=4), losses=losses_of, interactions=True)
+    ledger = Ledger(model, optimiser, KINDS, evaluation=held_out, period_steps=2)
+    for ids, labels in batches(4):
+        with ledger.step(labels) as step:
+            step.backward(losses_of(model, ids))
+            optimiser.step()
+        optimiser.zero_grad()
+    ledger.close()
+    write_ledger(tmp_path / "run", ledger)
+    out, _ = cli("ledger", tmp_path / "run")
+    lines = out.partition("strongest interactions")[2].splitlines()[1:]
+    assert len(lines) == 11
+    pairs = ledger.interactions()
+    value = json.loads(cli("ledger", tmp_path / "run", "--json")[0])["interactions"]
+    np.testing.assert_array_equal(value["across"], pairs.across)
+    names = lines[0].partition(":")[0].strip()
+    size = float(re.search(r": ([+-][\d.]+), of", lines[0])[1])
+    assert size == pytest.approx(1000 * np.abs(pairs.pairs).max() * np.sign(size), abs=0.051)
+    assert any(names.endswith(f" on {kind}") for kind in pairs.kinds)
+    assert "of a gradient's change" in lines[-1]

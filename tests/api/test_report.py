@@ -17,7 +17,8 @@ import pytest
 from quantascope.api import report
 from quantascope.api.report import Payload, render_report
 from quantascope.api.report.payload import Exemplars, Header, Quanta, Tree, Units, Window
-from tests.api.report_fixture import HOSTILE, empty_payload, hostile_payload, make_payload, replaced
+from tests.api.report_extremes import HOSTILE, empty_payload, hostile_payload
+from tests.api.report_fixture import make_payload, replaced
 
 FOLDER = Path(report.__file__).parent
 WEB = FOLDER / "web"

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from quantascope.api.report import render_report
-from tests.api.report_fixture import HOSTILE, bare_payload, empty_payload, hostile_payload, make_payload
+from tests.api.report_extremes import HOSTILE, bare_payload, empty_payload, hostile_payload
+from tests.api.report_fixture import make_payload
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 VIEWS = ("quanta", "evidence", "frequency", "traces", "tree", "run")

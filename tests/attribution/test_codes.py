@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.optimize import nnls
 
-from quantascope.attribution.quanta.codes import null_num_used, unit_codes
+from quantascope.attribution.quanta.codes import null_codes, null_units, unit_codes
 from quantascope.attribution.whitening import unit_rows
 from quantascope.errors import ConfigurationError
 
@@ -81,9 +81,28 @@ def test_refuses_what_does_not_fit():
 
 def test_the_null_claims_few_second_quanta(sums_of_two):
     rows, first, _ = sums_of_two
-    claimed = (null_num_used(rows, first) >= 2).mean()
+    drawn = null_units(rows, first)
+    claimed = (null_codes(rows, first, drawn).num_used >= 2).mean()
     found = (unit_codes(rows, first).num_used >= 2).mean()
     assert claimed < 0.1
     assert found > claimed + 0.1  # a quarter of the rows hold a second direction
-    assert np.array_equal(null_num_used(rows, first, max_units=50), null_num_used(rows, first, max_units=50))
-    assert len(null_num_used(rows, first, max_units=50)) == 50
+    assert np.array_equal(drawn.rows, null_units(rows, first).rows)
+
+
+def test_null_units_keep_their_part_along_the_centroid_and_every_quantum_has_some(sums_of_two):
+    rows, first, _ = sums_of_two
+    labels = np.where(np.arange(400) == 399, 20, first)  # the last row is alone in its quantum
+    drawn = null_units(rows, labels, per_quantum=7)
+    assert np.bincount(labels[drawn.unit]).tolist() == [7] * 20 + [1]
+    sums = np.stack([rows[labels == q].sum(axis=0) for q in range(21)])
+    own = unit_rows(sums)[labels[drawn.unit]]
+    along = np.einsum("ij,ij->i", rows[drawn.unit], own)
+    np.testing.assert_allclose(np.einsum("ij,ij->i", drawn.rows, own), along, atol=0.1)  # signs change it a little
+    np.testing.assert_allclose(np.linalg.norm(drawn.rows, axis=1), 1, atol=1e-5)
+
+
+def test_some_units_are_coded_as_they_are_among_all(sums_of_two):
+    rows, first, _ = sums_of_two
+    every, some = unit_codes(rows, first), unit_codes(rows, first, units=np.array([399, 3]))
+    assert np.array_equal(some.quantum, every.quantum[[399, 3]])
+    np.testing.assert_allclose(some.weight, every.weight[[399, 3]], atol=1e-6)

@@ -14,39 +14,6 @@ def rows():
     return unit_rows(rng.standard_normal((8, 20))[rng.integers(0, 8, 400)] + 0.3 * rng.standard_normal((400, 20)))
 
 
-def test_kmeans_equals_its_twin(rows):
-    for seed in (1, 2, 3):
-        ours = backend.spherical_kmeans(rows, 8, seed=seed)
-        twin = backend.spherical_kmeans_numpy(rows, 8, seed=seed)
-        np.testing.assert_allclose(ours[0], twin[0], atol=1e-5)
-        assert np.array_equal(ours[1], twin[1])
-        np.testing.assert_allclose(np.linalg.norm(ours[0], axis=1), 1, atol=1e-5)
-
-
-def test_the_best_start_wins(rows):
-    for kmeans in (backend.spherical_kmeans, backend.spherical_kmeans_numpy):
-        _, poor = kmeans(rows, 8, seed=3)
-        _, good = kmeans(rows, 8, seed=3, num_redo=8)
-        assert np.bincount(poor, minlength=8).min() < 10 < np.bincount(good, minlength=8).min()
-
-
-def test_kmeans_is_deterministic_and_prints_nothing(rows, capfd):
-    first = backend.spherical_kmeans(rows, 100, seed=3, sample_size=150)
-    again = backend.spherical_kmeans(rows, 100, seed=3, sample_size=150)
-    assert np.array_equal(first[1], again[1])
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("kmeans", [backend.spherical_kmeans, backend.spherical_kmeans_numpy])
-def test_kmeans_trains_on_all_rows_unless_told(kmeans, rows):
-    many = np.repeat(rows, 3, axis=0)
-    whole = kmeans(many, 2, seed=0)[0]
-    assert np.array_equal(whole, kmeans(many, 2, seed=0, sample_size=len(many))[0])
-    assert not np.array_equal(whole, kmeans(many, 2, seed=0, sample_size=300)[0])
-    with pytest.raises(ConfigurationError, match="50 rows"):
-        kmeans(many, 60, seed=0, sample_size=50)
-
-
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-6), ("float16", 1e-3)])
 def test_search_equals_its_twin(rows, precision, tolerance):
     queries = rows[:30]
@@ -84,8 +51,12 @@ def test_refuses_no_faiss_and_two(monkeypatch, installed, message):
         return "1"
 
     monkeypatch.setattr(metadata, "version", version)
-    with pytest.raises(MissingDependencyError, match=message):
-        backend.require_faiss()
+    backend._is_installed.cache_clear()
+    try:
+        with pytest.raises(MissingDependencyError, match=message):
+            backend.require_faiss()
+    finally:
+        backend._is_installed.cache_clear()
 
 
 @pytest.mark.parametrize("precision", ["float16", "float32"])

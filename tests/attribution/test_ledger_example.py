@@ -31,18 +31,28 @@ def test_it_trains_compares_and_keeps_the_ledger(example, tmp_path, capsys):
             writer.writerow(["plant", f"The oak number {number} is a tree with {number} leaves."])
             writer.writerow(["animal", f"The owl number {number} is a bird that has {number} eggs."])
             writer.writerow(["village", f"Place {number} lies on the river and has {number} mills."])
-    example(
-        *("--data", tmp_path / "kinds.csv", "--steps", 4, "--seeds", 2, "--held-out", 2, "--vocab", 300),
-        *("--run", tmp_path / "run", "--json", tmp_path / "out.json"),
+    arguments = (
+        *("--data", tmp_path / "kinds.csv", "--steps", 4, "--seeds", 2, "--held-out", 2, "--vocab", 300, "--quanta"),
+        *("--run", tmp_path / "run", "--json", tmp_path / "out.json", "--html", tmp_path / "flows.html"),
+        *("--cache", tmp_path / "cache"),
     )
+    example(*arguments)
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["kinds"] == ["animal", "plant", "village"]
-    assert np.array(found["account"]).shape == np.array(found["retraining"][1]).shape == (3, 3)
-    assert (np.diag(found["account"]) < 0).all()
+    assert np.array(found["accounts"]).shape == np.array(found["retraining"]).shape == (2, 3, 3)
+    assert (np.diag(found["accounts"][0]) < 0).all()
     assert (np.diag(found["retraining"][0]) < 0).all()
     assert found["figures"]["weight residual"] < 1e-5
     assert (tmp_path / "run" / "ledger" / "main" / "accounts.parquet").is_file()
-    assert "two retraining seeds, centred" in capsys.readouterr().out
+    assert found["figures"]["sum over quanta less sum over kinds"] < 1e-4
+    assert (tmp_path / "flows.html").read_text().startswith("<!doctype html>")
+    shown = capsys.readouterr().out
+    assert "trained without plant" in shown
+    example(*arguments)  # goes on from the cache: nothing is trained again, and the figures are the same
+    again = capsys.readouterr().out
+    assert "two retraining seeds, centred" in again
+    assert "trained without" not in again
+    assert json.loads((tmp_path / "out.json").read_text())["figures"] == found["figures"]
 
 
 def test_it_says_that_it_is_skipped_without_data(example, tmp_path, capsys):
@@ -58,6 +68,7 @@ def test_its_measures(example):
     assert names["spearman"](first, np.exp(first)) == pytest.approx(1)
     assert names["spearman"](first, shifted) < 0.99
     assert names["spearman"](first, shifted, centred=True) == pytest.approx(1)
+    assert names["disattenuated"](0.6, [(0.5, 2), (0.6, 1)]) == pytest.approx(0.6 / (2 / 3 * 0.6) ** 0.5)
     assert names["helpers"](np.array([[-9.0, -1, 0], [2, -9, -3], [1, 0, -9]]), ["a", "b", "c"]) == {
         "a": "b",
         "b": "c",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quantascope.attribution.ledger import Ledger, entries_by, example_entries
+from quantascope.attribution.ledger import Ledger, entries_by, example_entries, rank_one_entries
 from quantascope.attribution.ledger.examples import shrinkage
 from quantascope.errors import ConfigurationError
 from tests.attribution.ledger_oracle import KINDS, batches, losses_of, positions
@@ -51,6 +51,32 @@ def test_gross_entries_are_those_of_accounts_for_every_single_example(name):
         own = entries[[i for i, label in enumerate(labels) if label == kind]].sum(0)
         assert (own - flat(ledger.entry(kind))).norm() < 1e-10 * flat(ledger.entry(kind)).norm()
     assert ledger.record.step_of[4:6] == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd, momentum"])
+def test_rank_one_entries_pass_through_probes_on_two_sides_and_state_their_error(name):
+    ledger = train(OPTIMISERS[name], KINDS, lambda step, example, label: label, keep_examples=True)
+    record = ledger.record
+    exact, found = example_entries(record), rank_one_entries(record)
+    error = (found.entries - exact).norm(dim=1) / exact.norm(dim=1)
+    torch.testing.assert_close(found.error, error)
+    if name == "sgd, momentum":  # one number for a parameter: nothing to lose
+        assert (found.error < 1e-12).all()
+    else:
+        assert 1e-3 < found.error.max() < 1
+    shape, first = record.shapes["inner.weight"], 0
+    for parameter, size in record.parameters.items():
+        if parameter == "inner.weight":
+            break
+        first += size
+    rows, gradients = found.entries[:5, first : first + size], record.gradients[0][:, first : first + size]
+    effect = (rows / gradients).reshape(5, *shape).mean(0)
+    assert torch.linalg.matrix_rank(effect, rtol=1e-8) == 1
+    left, sizes, right = torch.linalg.svd(effect)
+    u, v = left[:, 0] * sizes[0], right[0]
+    probes = torch.randn(shape[0], 2, dtype=torch.float64), torch.randn(shape[1], 2, dtype=torch.float64)
+    outer = (u[:, None] * probes[0]).T @ gradients.reshape(5, *shape) @ (v[:, None] * probes[1])
+    torch.testing.assert_close(probes[0].T @ rows.reshape(5, *shape) @ probes[1], outer, rtol=1e-7, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "sgd, nesterov"])

@@ -96,6 +96,52 @@ def test_with_adamw_the_residual_is_small_and_shares_are_the_exact_ledger_s():
     assert rolled.along.sum() == pytest.approx(sheet.along.sum())
 
 
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_sampled_steps_are_held_against_the_exact_grade(optimiser, accumulate):
+    def make(model):
+        if optimiser == "sgd":
+            return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        return torch.optim.AdamW(model.parameters(), lr=0.01)
+
+    audited, plain = neox(), neox()
+    ledgers = [
+        train(SketchedLedger(m, o, KINDS, k=4, refresh_steps=4, audit_steps=n), m, o, data(36), accumulate=accumulate)
+        for m, o, n in ((audited, make(audited), 3), (plain, make(plain), None))
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(audited.parameters(), plain.parameters(), strict=True))
+    for name, entry in ledgers[0].entry("place").items():  # the audit books nothing
+        assert torch.equal(entry, ledgers[1].entry("place")[name])
+    assert ledgers[1].grade["audit"] is None
+    audit = ledgers[0].grade["audit"]
+    assert audit["steps"] == 36 // accumulate // 3
+    if optimiser == "sgd":  # what is not elementwise is projected exactly
+        assert audit["residual"] < 1e-6
+        assert 0.5 < audit["norm"] < 1.5
+    else:
+        assert 0.01 < audit["residual"] < 0.8
+
+
+def test_an_audit_is_of_the_kind_s_own_part_of_its_step():
+    """One step of AdamW from zero momentum: the exact part is −η g / (|g| + ε) times the kind's share of g."""
+    model = neox()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0)
+    ledger = SketchedLedger(model, optimiser, KINDS, k=8, refresh_steps=1, audit_steps=1)
+    (ids, labels), *_ = data(1)
+    gradients = kind_gradients(model, losses_of(model, ids), labels)
+    audited = min(KINDS.index(label) for label in labels)
+    with ledger.step(labels) as step:
+        step.backward(losses_of(model, ids))
+        optimiser.step()
+    missed = whole = 0.0
+    for name, sides in ledger.taps.sides.items():
+        total = gradients[name].sum(0)
+        exact = sides.project(-0.01 * gradients[name][audited] / (total.abs() + 1e-8))
+        missed += float((ledger.entry(KINDS[audited])[name] - exact).square().sum())
+        whole += float(exact.square().sum())
+    assert ledger.grade["audit"]["residual"] == pytest.approx((missed / whole) ** 0.5, rel=1e-6)
+
+
 def test_an_optimiser_that_is_not_known_is_named_and_its_residual_says_how_far_it_is():
     model = neox("float32")
     optimiser = torch.optim.Adagrad(model.parameters(), lr=0.05)

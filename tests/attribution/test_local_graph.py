@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import TypeCheckError
+from sklearn.metrics import adjusted_rand_score
 
-from quantascope.attribution.clustering import AverageLinkage, local_graph, local_neighbours
+from quantascope.attribution.clustering import AverageLinkage, Leiden, local_graph, local_neighbours
 from quantascope.attribution.clustering.local_graph import recall
 from quantascope.attribution.whitening import unit_rows
 from quantascope.errors import ConfigurationError
@@ -60,3 +61,15 @@ def test_fewer_rows_than_neighbours_leave_gaps():
     assert np.isinf(found.cosines[:, 2:]).all()
     with pytest.raises(REFUSED):
         local_neighbours(np.eye(3, dtype=np.float32), np.array([0, 0, 2]))
+
+
+def test_leiden_of_many_rows_finds_what_it_finds_with_exact_neighbours(planted):
+    rows, _ = planted
+    exactly = Leiden().cluster(rows)
+    among = Leiden(max_exact_rows=100, micro_clusters=120)
+    found = among.cluster(rows)
+    assert adjusted_rand_score(exactly.assignments, found.assignments) > 0.9
+    assert np.array_equal(among.cluster(rows).assignments, found.assignments)
+    assert found.num_quanta <= found.tree.num_leaves < len(rows)  # micro-clusters, cut by quanta, are its leaves
+    with pytest.raises(ConfigurationError, match="micro_clusters"):
+        Leiden(micro_clusters=0)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from quantascope.attribution.quanta.memorisation import own_share, self_influence
+from quantascope.attribution.quanta.memorisation import null_medians, own_share, self_influence
 from quantascope.attribution.whitening import Whitener, WhiteningConfig, unit_rows
 from quantascope.errors import ConfigurationError
 
@@ -55,3 +55,15 @@ def test_without_fitted_directions_only_norms_count():
     norms = np.arange(1, 10, dtype=np.float32)
     found = self_influence(rows, norms, Whitener.fit(rows, WhiteningConfig(strength="none")), 0.1)
     np.testing.assert_allclose(found, norms**2 / 25, rtol=1e-4)
+
+
+def test_the_null_of_medians_is_that_of_units_drawn_at_random():
+    rng = np.random.default_rng(0)
+    influence = rng.lognormal(0, 1, 2_000).astype(np.float32)
+    sizes = np.array([1, 5, 41])
+    low, high = null_medians(influence, sizes).T
+    for size, least, most in zip(sizes, low, high, strict=True):
+        medians = np.median(influence[rng.integers(0, 2_000, (8_000, size))], axis=1)
+        np.testing.assert_allclose([least, most], np.quantile(medians, [0.025, 0.975]), rtol=0.12)
+    assert (np.diff(high) < 0).all()
+    assert (np.diff(low) > 0).all()

@@ -38,8 +38,8 @@ def series(tmp_path_factory, tiny_model_folder):
 def in_process(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", SimpleNamespace(remote=Actor))
     for room in ("emerge", "curves"):
-        monkeypatch.setattr(f"quantascope.jobs.{room}.WorkerPool", Pool)
-        monkeypatch.setattr(f"quantascope.jobs.{room}.ray_session", lambda _: nullcontext(1))
+        monkeypatch.setattr(f"quantascope.jobs.change.{room}.WorkerPool", Pool)
+        monkeypatch.setattr(f"quantascope.jobs.change.{room}.ray_session", lambda _: nullcontext(1))
 
 
 def test_curves_and_times_are_stored_and_shown(in_process, cli, run_copy, series):

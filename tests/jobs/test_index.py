@@ -1,5 +1,7 @@
 """Indexes of a run: the kinds, brought up to date without a rebuild, refused when stale or damaged, recall stored."""
 
+import shlex
+import shutil
 from types import SimpleNamespace
 
 import faiss
@@ -12,6 +14,7 @@ from quantascope.errors import ConfigurationError, DamagedRunError, RunMismatchE
 from quantascope.jobs import index as module
 from quantascope.jobs.index import Index, IndexConfig, exact, make_index, search
 from quantascope.jobs.stored_rows import StoredRows
+from quantascope.jobs.verify import verify
 from quantascope.jobs.workers.ray_session import RayOptions
 from quantascope.storage import RowBlock, Run
 
@@ -249,3 +252,23 @@ def test_the_command_says_what_it_made(run, cli):
     again, _ = cli("index", run.store.root, "--kind", "ivf-sq", "--lists", "16", "--recall", "0.9")
     assert '"num_lists": 16' in out
     assert "1,278 rows of rows in index ivf-sq (ivf-sq, 16 lists); recall@100" in again
+
+
+def test_the_command_that_verify_names_makes_a_damaged_index_again(run, cli):
+    cli("index", run.store.root, "--kind", "ivf-sq", "--lists", "16", "--name", "a", "--recall", "0.9", "--bits", "16")
+    folder = run.store.root / "index/a"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "rows.faiss").write_bytes(before["rows.faiss"][:-1])
+    [fault] = [f for f in verify(str(run.store.root)).findings if f.file == "index/a/rows.faiss"]
+    _, _, command = fault.mend.partition(", then ")
+    assert command.startswith(f"quantascope index {run.store.root} --kind ivf-sq --name a ")
+    shutil.rmtree(folder)
+    cli(*shlex.split(command)[1:])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_an_index_whose_facts_are_damaged_is_named_all_the_same(run, cli):
+    cli("index", run.store.root, "--kind", "flat")
+    (run.store.root / "index/flat/facts.json").write_text("{}")
+    mends = {fault.mend for fault in verify(str(run.store.root)).findings}
+    assert any(mend.endswith(f"quantascope index {run.store.root} … --name flat") for mend in mends)

@@ -50,17 +50,21 @@ function figures({ quanta }, quantum) {
   const optional = (column, name, key, show, beside = null) => (column && !missing(column[quantum]) ? [name, show(column[quantum]), key, beside] : null);
   const whole = (value) => (Number.isFinite(value) ? fixed(value, value < 10 ? 1 : 0) : "∞");
   const range = quanta.dimension_low && !missing(quanta.dimension_low[quantum]) ? `${whole(quanta.dimension_low[quantum])} to ${whole(quanta.dimension_high[quantum])}` : null;
+  const times = (value) => `${Math.round(value * 20)} of 20`;
+  const short = (value) => Number(value.toPrecision(2));
+  const besides = (column, show) => (column && !missing(column[quantum]) ? `null ${show(column[quantum])}` : null);
+  const usual = quanta.influence_low && !missing(quanta.influence_low[quantum]) ? `null ${short(quanta.influence_low[quantum])} to ${short(quanta.influence_high[quantum])}` : null;
   const entries = [
     ["use", percent(quanta.use[quantum]), "use"],
     ["units", count(quanta.size[quantum]), "size"],
     ["documents", count(quanta.num_documents[quantum]), "documents"],
     ["mean loss", fixed(quanta.mean_loss[quantum], 3), "meanLoss"],
     ["coherence", fixed(quanta.coherence[quantum]), "coherence"],
-    optional(quanta.persistence, "comes back", "persistence", (value) => `${Math.round(value * 20)} of 20`),
+    optional(quanta.persistence, "comes back", "persistence", times, besides(quanta.persistence_null, times)),
     optional(quanta.effective_dimension, "dimension", "dimension", whole, [range, missing(quanta.dimension_null) ? null : `null ${whole(quanta.dimension_null)}`].filter(Boolean).join(", ")),
-    optional(quanta.memorised, "memorised", "memorised", fixed, quanta.memorised_null ? `null ${fixed(quanta.memorised_null[quantum])}` : null),
-    optional(quanta.self_influence, "self-influence", "influence", (value) => `× ${Number(value.toPrecision(2))}`),
-    optional(quanta.monogenic, "monogenic", "monogenic", fixed),
+    optional(quanta.memorised, "memorised", "memorised", fixed, besides(quanta.memorised_null, fixed)),
+    optional(quanta.self_influence, "self-influence", "influence", (value) => `× ${short(value)}`, usual),
+    optional(quanta.monogenic, "monogenic", "monogenic", fixed, besides(quanta.monogenic_null, fixed)),
     optional(quanta.emergence_step, "emerged at step", "emergence", count),
   ];
   return h("ul", { class: "facts" }, entries.filter(Boolean).map(([name, value, key, beside]) =>
