@@ -59,7 +59,7 @@ def of(clusterer: Clusterer) -> Callable[[np.ndarray], Labels]:
 
 
 def by_kmeans(rows: np.ndarray, num_quanta: int) -> Labels:
-    config = KMeansConfig(num_clusters=num_quanta, spherical=True)
+    config = KMeansConfig(num_clusters=num_quanta, spherical=True, start="random", num_rounds=0)
     found = kmeans(lambda: [Chunk(0, rows)], rows.shape[1], config)
     return assign(rows, found.centroids, spherical=True)
 
