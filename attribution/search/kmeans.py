@@ -114,7 +114,7 @@ def _sampled(read: Read, dim: int, config: KMeansConfig) -> tuple[Int64[np.ndarr
         fine = drawn < limit if chunk.keep is None else chunk.keep & (drawn < limit)
         fine[fine] = np.isfinite(chunk.rows[fine]).all(axis=1)
         parts.append((drawn[fine], chunk.first + np.flatnonzero(fine), chunk.rows[fine]))
-        if sum(len(part[0]) for part in parts) > 2 * wanted:
+        if sum(len(part[0]) for part in parts) > 1.25 * wanted:
             parts = [_least(parts, wanted)]
             limit = parts[0][0].max()
     _, numbers, rows = _least(parts, wanted)
@@ -125,8 +125,12 @@ def _least(
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]], wanted: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Keys, numbers and rows of the least keys, in the order of the numbers."""
-    keys, numbers, rows = (np.concatenate([part[i] for part in parts]) for i in range(3))
-    if len(keys) <= wanted:
-        return keys, numbers, rows
-    chosen = np.sort(np.argpartition(keys, wanted - 1)[:wanted])
-    return keys[chosen], numbers[chosen], rows[chosen]
+    keys, numbers = (np.concatenate([part[i] for part in parts]) for i in range(2))
+    chosen = np.sort(np.argpartition(keys, wanted - 1)[:wanted]) if len(keys) > wanted else np.arange(len(keys))
+    rows = np.empty((len(chosen), parts[0][2].shape[1]), np.result_type(*(part[2] for part in parts)))
+    first = 0
+    for _, own, held in parts:  # one by one: all of them side by side would be another copy
+        low, high = np.searchsorted(chosen, [first, first + len(own)])
+        rows[low:high] = held[chosen[low:high] - first]
+        first += len(own)
+    return keys[chosen], numbers[chosen], rows
