@@ -3,6 +3,7 @@
 Knows optimisers and the order of calls; nothing of what is booked.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Generic, TypeVar
@@ -55,7 +56,7 @@ class OpenStep:
 S = TypeVar("S", bound=OpenStep)
 
 
-class StepKeeper(Generic[S]):
+class StepKeeper(ABC, Generic[S]):
     """Listens to an optimiser; subclasses say what happens before and after a step that it makes."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -91,13 +92,13 @@ class StepKeeper(Generic[S]):
             hook.remove()
         self._hooks.clear()
 
+    @abstractmethod
     def _take_up(self, step: S) -> None:
         """The optimiser is about to step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _book(self, step: S) -> None:
         """It has."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def _before_step(self, _optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401
