@@ -66,7 +66,7 @@ class GradientTaps:
             own = {local: names[id(p)] for local, p in module.named_parameters(recurse=False) if id(p) in names}
             hook = _hook_of(module) if own else None
             if hook is not None:
-                self._hooked.append((module, partial(hook, self, own)))
+                self._hooked.append((module, partial(_hear, partial(hook, self, own))))
                 found |= set(own.values())
                 biases |= set(own.values()) if is_linear(module) else set()
         widths = {name: k if p.dim() == 2 or name in biases else k * k for name, p in parameters.items()}
@@ -141,17 +141,20 @@ def _hook_of(module: nn.Module) -> Callable[..., Any] | None:
     return _norm if "RMSNorm" in type(module).__name__ and hasattr(module, "weight") else None
 
 
-def _linear(
-    taps: GradientTaps,
-    own: Mapping[str, str],
+def _hear(
+    listen: Callable[[nn.Module, Tensor, Tensor], Tensor | None],
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     output: Tensor,
-) -> None:
-    if not output.requires_grad:
-        return
-    x = (args[0] if args else kwargs["input"]).detach()
+) -> Tensor | None:
+    """What a module was given and gave, where a gradient will come back; what `listen` gives instead, if anything."""
+    given: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return listen(module, given, output) if output.requires_grad else None
+
+
+def _linear(taps: GradientTaps, own: Mapping[str, str], module: nn.Module, given: Tensor, output: Tensor) -> None:
+    x = given.detach()
     out_axis, in_axis = (0, 1) if isinstance(module, nn.Linear) else (1, 0)
     columns = None
     if "weight" in own:
@@ -177,16 +180,9 @@ def _linear(
 
 
 def _embedding(
-    taps: GradientTaps,
-    own: Mapping[str, str],
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    output: Tensor,
+    taps: GradientTaps, own: Mapping[str, str], module: nn.Module, given: Tensor, output: Tensor
 ) -> Tensor | None:
-    if not output.requires_grad:
-        return None
-    index = args[0] if args else kwargs["input"]
+    index = given
     if index.dim() == 2 and len(index) == 1 and taps.num_examples > 1:  # positions, the same for all examples
         index = index.expand(taps.num_examples, -1)
         output = output.expand(taps.num_examples, *output.shape[1:])
@@ -206,17 +202,8 @@ def _embedding(
     return output
 
 
-def _norm(
-    taps: GradientTaps,
-    own: Mapping[str, str],
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    output: Tensor,
-) -> None:
-    if not output.requires_grad:
-        return
-    x = (args[0] if args else next(iter(kwargs.values()))).detach()
+def _norm(taps: GradientTaps, own: Mapping[str, str], module: nn.Module, given: Tensor, output: Tensor) -> None:
+    x = given.detach()
 
     def found(gradient: Tensor) -> None:
         if not taps.active:
