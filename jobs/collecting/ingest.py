@@ -1,8 +1,9 @@
 """Documents into the run: read, tokenised, and written in shards, once; who was stopped goes on after the last."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ from ...storage.checked import fingerprint
 from ...storage.documents import StoredDocument, Totals
 from ...storage.run import Run
 from ...storage.tables import read_table
-from ..data.source import DataFingerprint, DataSource, DocumentReader, SkippedRow, check_data, read_documents
-from ..data.tokens import tokenise, tokenizer_fingerprint
+from ..data.source import DataFingerprint, DataSource, Document, DocumentReader, SkippedRow, check_data, read_documents
+from ..data.tokens import TokenisedDocument, require_tokens, tokenise_all, tokenizer_fingerprint
 from ..workers.progress import Listener, Stage, ignore
 
 _SHARD_TOKENS = 1_000_000
+_AT_ONCE = 250_000
+"""Characters that are tokenised together, on all cores; a longer document is alone."""
 
 
 def ingest(
@@ -109,38 +112,40 @@ class _Ingestion:
         """Write and commit the shards that are left; the number of documents of each."""
         reader = read_documents(self.source, self.tokenizer, first_row=self.next_row, num_before=self.num_read)
         shard: list[StoredDocument] = []
-        num_tokens = num_skipped = 0
+        num_tokens = 0
         for document in self._stored(reader):
             shard.append(document)
             num_tokens += len(document.tokens)
             if num_tokens >= _SHARD_TOKENS:
-                yield self._write(shard, num_tokens, reader.skipped[num_skipped:])
-                shard, num_tokens, num_skipped = [], 0, len(reader.skipped)
+                yield self._write(shard, num_tokens, reader.skipped)
+                shard, num_tokens = [], 0
         if shard:
-            yield self._write(shard, num_tokens, reader.skipped[num_skipped:])
-            num_skipped = len(reader.skipped)
-        self.skipped += reader.skipped[num_skipped:]
+            yield self._write(shard, num_tokens, reader.skipped)
+        self.skipped += sorted(reader.skipped, key=attrgetter("row"))
 
     def _write(self, shard: list[StoredDocument], num_tokens: int, skipped: list[SkippedRow]) -> int:
+        """The shard takes, out of the bad rows passed, those that come before the next row: reading runs ahead."""
         number = len(self.totals.shards)
         sha256 = self.run.documents.write_shard(self.totals, shard, label_names=self.source.label_fields)
-        self.skipped += skipped
+        own = sorted((row for row in skipped if row.row < self.next_row), key=attrgetter("row"))
+        skipped[:] = [row for row in skipped if row.row >= self.next_row]
+        self.skipped += own
         facts = {
             "num_tokens": num_tokens,
             "next_row": self.next_row,
             "num_read": self.num_read,
-            "skipped": [asdict(row) for row in skipped],
+            "skipped": [asdict(row) for row in own],
         }
         self.begun.claim(number, rows=len(shard), sha256=sha256, facts=facts)
         return len(shard)
 
     def _stored(self, reader: DocumentReader) -> Iterator[StoredDocument]:
         index = self.totals.num_documents
-        for document in reader:
+        for document, tokens in _tokenised(self.tokenizer, reader):
             self.num_read += 1
             self.next_row = document.row + 1
             try:
-                tokens = tokenise(self.tokenizer, document, vocab_size=self.vocab_size)
+                require_tokens(tokens, document, vocab_size=self.vocab_size)
             except BadRowError as error:
                 if self.source.bad_rows != "skip":
                     raise
@@ -173,3 +178,28 @@ class _Ingestion:
             fingerprint=self.fingerprint.hexdigest(),
             skipped=[{"row": s.row, "source": s.source, "reason": s.reason} for s in self.skipped],
         )
+
+
+def _tokenised(
+    tokenizer: Any,  # noqa: ANN401
+    reader: Iterable[Document],
+) -> Iterator[tuple[Document, TokenisedDocument]]:
+    for batch in filter(None, _batches(reader)):
+        yield from zip(batch, tokenise_all(tokenizer, batch), strict=True)
+
+
+def _batches(reader: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents by a number of characters; where the reader fails, first those before it."""
+    batch: list[Document] = []
+    num_characters = 0
+    try:
+        for document in reader:
+            batch.append(document)
+            num_characters += len(document.text)
+            if num_characters >= _AT_ONCE:
+                yield batch
+                batch, num_characters = [], 0
+    except Exception:
+        yield batch
+        raise
+    yield batch

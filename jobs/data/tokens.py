@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +17,8 @@ import numpy as np
 from ...errors import BadRowError, ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from .source import Document
@@ -44,27 +48,51 @@ def tokenise(tokenizer: Any, document: Document, *, vocab_size: int | None = Non
     Raises ConfigurationError for a slow tokenizer, or an id that is not below vocab_size; BadRowError for a document
     that gives no token.
     """
+    tokens = tokenise_all(tokenizer, [document])[0]
+    require_tokens(tokens, document, vocab_size=vocab_size)
+    return tokens
+
+
+def tokenise_all(tokenizer: Any, documents: Sequence[Document]) -> list[TokenisedDocument]:  # noqa: ANN401
+    """Tokenise several documents, on all cores of this machine (RAYON_NUM_THREADS bounds them).
+
+    Like `tokenise`, but what a document gives is not looked at: `require_tokens` does that.
+    """
     require_fast(tokenizer)
-    encoded = tokenizer(
-        document.text,
-        add_special_tokens=document.adds_special_tokens,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-        truncation=False,
-        verbose=False,  # else it warns of texts longer than the context, which windows take care of
-    )
-    ids = np.asarray(encoded["input_ids"], dtype=np.int32)
-    if not len(ids):
-        raise BadRowError(f"Row {document.row} of {document.source} gives no token. Remove it, or skip bad rows.")
-    if vocab_size is not None and ids.max() >= vocab_size:
-        raise ConfigurationError(
-            f"The tokenizer gives token {ids.max()}, but the model knows tokens below {vocab_size} only. They do not "
-            "belong together: save the model's own tokenizer in its folder."
+    # The tokenizer's threads are at rest when a process is forked: without a word here it warns of them in each child.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    found: list[TokenisedDocument] = []
+    for adds_special_tokens, group in groupby(documents, lambda document: document.adds_special_tokens):
+        own = list(group)
+        encoded = tokenizer(
+            [document.text for document in own],
+            add_special_tokens=adds_special_tokens,
+            return_attention_mask=False,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            truncation=False,
+            verbose=False,  # else it warns of texts longer than the context, which windows take care of
         )
-    offsets = np.asarray(encoded["offset_mapping"], dtype=np.int32).reshape(-1, 2)
-    added = np.asarray(encoded["special_tokens_mask"], dtype=np.bool_) & document.adds_special_tokens
-    counts = _counted(offsets[:, 0], offsets[:, 1], document.completion) & ~added
-    return TokenisedDocument(ids=ids, starts=offsets[:, 0].copy(), ends=offsets[:, 1].copy(), counts=counts)
+        columns = (encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"])
+        for document, ids, offsets, special in zip(own, *columns, strict=True):
+            starts, ends = np.asarray(offsets, dtype=np.int32).reshape(-1, 2).T.copy()
+            added = np.asarray(special, dtype=np.bool_) & adds_special_tokens
+            counts = _counted(starts, ends, document.completion) & ~added
+            found.append(
+                TokenisedDocument(ids=np.asarray(ids, dtype=np.int32), starts=starts, ends=ends, counts=counts)
+            )
+    return found
+
+
+def require_tokens(tokens: TokenisedDocument, document: Document, *, vocab_size: int | None = None) -> None:
+    """Raise BadRowError for a document without a token, ConfigurationError for an id that is not below vocab_size."""
+    if not len(tokens.ids):
+        raise BadRowError(f"Row {document.row} of {document.source} gives no token. Remove it, or skip bad rows.")
+    if vocab_size is not None and tokens.ids.max() >= vocab_size:
+        raise ConfigurationError(
+            f"The tokenizer gives token {tokens.ids.max()}, but the model knows tokens below {vocab_size} only. They "
+            "do not belong together: save the model's own tokenizer in its folder."
+        )
 
 
 def _counted(

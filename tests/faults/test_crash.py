@@ -55,7 +55,8 @@ def work(monkeypatch):
     monkeypatch.setattr(ingest, "_SHARD_TOKENS", 300)
     monkeypatch.setattr(select, "_MOST_WINDOWS", 12)
     counter = Work()
-    counter.count(monkeypatch, ingest, "tokenise", lambda _, document: ("document", document.row))
+    monkeypatch.setattr(ingest, "_AT_ONCE", 1)
+    counter.count(monkeypatch, ingest, "tokenise_all", lambda _, documents: ("document", documents[0].row))
     counter.count(monkeypatch, select.Selecting, "scan", lambda _, task, *__: ("task", task))
     counter.count(monkeypatch, worker, "collect_block", lambda _, __, block, *___: ("block", block))
     return counter

@@ -10,7 +10,6 @@ from quantascope.attribution.selection import thin, thin_part
 from quantascope.errors import DamagedRunError
 from quantascope.jobs.collecting import select
 from quantascope.jobs.collecting.config import SelectionConfig
-from quantascope.jobs.collecting.ingest import ingest
 from quantascope.jobs.collecting.select import Selecting, select_units
 from quantascope.jobs.data.tokens import windows
 from quantascope.storage import Run
@@ -19,7 +18,6 @@ from quantascope.storage.documents import StoredDocument
 from quantascope.storage.local import LocalStore
 from quantascope.storage.selection import GROUP_UNITS, StoredSelection, encode_groups
 from quantascope.storage.tables import encode_table
-from tests.command_line import contents
 
 WINDOW = 8
 ASKED = [
@@ -174,40 +172,3 @@ def test_a_selection_written_in_pieces_has_the_bytes_of_one_written_at_once(tmp_
         places = np.sort(chance.choice(count, 50, replace=False))
         assert stored.take(places).equals(table.take(pa.array(places)))
         assert pa.concat_tables(stored.groups(["unit"])).equals(table.select(["unit"]))
-
-
-def test_a_reading_that_was_stopped_goes_on_after_the_last_shard(tiny_collection, tmp_path, monkeypatch):
-    from quantascope.jobs.collecting import ingest as reading
-    from quantascope.jobs.models.model import load_model
-
-    collection = tiny_collection(tmp_path / "run")
-    tokenizer = load_model(collection.model).tokenizer
-    monkeypatch.setattr(reading, "_SHARD_TOKENS", 60)
-    real, read = reading.tokenise, []
-
-    def counted(*arguments, **options):
-        read.append(arguments[1].row)
-        if len(read) == stop:
-            raise KeyboardInterrupt
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(reading, "tokenise", counted)
-    stop = 0
-    with Run.create(tmp_path / "whole", config={}) as whole:
-        ingest(whole, collection.data, tokenizer, keep_text=True)
-    num_shards, rows = len(whole.documents.index["shards"]), list(read)
-    assert num_shards > 4
-    with Run.create(tmp_path / "run", config={}) as run:
-        for stop in (len(rows) // 2, len(rows) // 3):  # noqa: B007 - `counted` reads it
-            read.clear()
-            with pytest.raises(KeyboardInterrupt):
-                ingest(run, collection.data, tokenizer, keep_text=True)
-        first = run.store.path("documents/00000.parquet").stat().st_mtime_ns
-        stop = 0
-        read.clear()
-        ingest(run, collection.data, tokenizer, keep_text=True)
-    assert rows[-len(read) :] == read
-    assert len(read) <= 0.5 * len(rows)
-    assert run.store.path("documents/00000.parquet").stat().st_mtime_ns == first
-    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
-    assert not run.store.exists("begun")
