@@ -36,7 +36,7 @@ from quantascope.api.demo.recipe import TrainingConfig
 from quantascope.api.demo.trainer import Trainer
 from quantascope.api.demo.windows import Windows
 from quantascope.attribution.clustering import Refined, Tree, average_linkage, refine
-from quantascope.attribution.learning import token_margins
+from quantascope.attribution.losses import token_margins
 from quantascope.attribution.quanta.evidence import role_information
 from quantascope.attribution.selection import thin
 from quantascope.attribution.whitening import Whitener, unit_rows

@@ -25,8 +25,7 @@ from quantascope.api.demo.recipe import TrainingConfig
 from quantascope.api.demo.training import TrainingResult, read_training, train_model
 from quantascope.attribution.blocks import find_blocks
 from quantascope.attribution.engine import GradientEngine, Losses
-from quantascope.attribution.learning.margin import token_margins
-from quantascope.attribution.losses import TokenBatch, token_losses
+from quantascope.attribution.losses import TokenBatch, token_losses, token_margins
 from quantascope.attribution.preconditioning.kronecker import Kronecker
 from quantascope.attribution.preconditioning.measure import FactorMeter
 from quantascope.attribution.projection import Projection, TensorSketch

@@ -52,6 +52,9 @@ def collect(
         ),
     ] = "tensor-sketch",
     dim: Annotated[int, typer.Option(help="Numbers per row, shared by the model's blocks, or per block.")] = 4096,
+    loss: Annotated[
+        str, typer.Option(help="Of what token-loss rows are the gradients: cross-entropy, or margin (of the logit).")
+    ] = "cross-entropy",
     seed: Annotated[int, typer.Option(help="Seed of the projection.")] = 0,
     precondition: Annotated[
         str, typer.Option(help="none, kfac (Kronecker-factored whitening), second-moment (optimizer.pt).")
@@ -93,6 +96,7 @@ def collect(
     from ...jobs.collecting.collect import collect as run_collection
     from ...jobs.collecting.collect import dry_run as estimate
     from ...jobs.collecting.config import (
+        LOSSES,
         PRECONDITIONERS,
         REDUCTIONS,
         SHARES,
@@ -144,6 +148,7 @@ def collect(
             rows=RowConfig(
                 projection=projection,
                 dim=dim,
+                loss=one_of("--loss", loss, *LOSSES),
                 seed=seed,
                 precondition=one_of("--precondition", precondition, *PRECONDITIONERS),
                 checkpoint_activations=checkpoint_activations,

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from .co_emergence import co_emergence_gain as co_emergence_gain
     from .co_emergence import mates_in_groups as mates_in_groups
     from .co_emergence import nearest_mates as nearest_mates
-    from .margin import token_margins as token_margins
     from .opposition import group_by_opposition as group_by_opposition
     from .opposition import partial_correlations as partial_correlations
     from .transfer import Step as Step
@@ -30,7 +29,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "mates_in_groups",
             "nearest_mates",
         ],
-        "margin": ["token_margins"],
         "opposition": ["group_by_opposition", "partial_correlations"],
         "transfer": ["Step", "TransferTotals", "measure_steps", "split_documents"],
     },

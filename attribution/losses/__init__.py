@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .contrast import token_contrast_losses as token_contrast_losses
     from .custom import custom_losses as custom_losses
     from .diffusion import diffuse_tokens as diffuse_tokens
+    from .margins import token_margins as token_margins
     from .masked import MaskedBatch as MaskedBatch
     from .masked import mask_tokens as mask_tokens
     from .masked import masked_losses as masked_losses
@@ -40,6 +41,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "contrast": ["CompletionPairs", "TokenContrasts", "completion_contrast_losses", "token_contrast_losses"],
         "custom": ["custom_losses"],
         "diffusion": ["diffuse_tokens"],
+        "margins": ["token_margins"],
         "masked": ["MaskedBatch", "mask_tokens", "masked_losses"],
         "preference": ["PreferenceBatch", "preference_losses"],
         "regression": ["RegressionBatch", "regression_losses"],

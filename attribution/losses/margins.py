@@ -10,8 +10,8 @@ loss's takes at infinite temperature. On a language of known skills that is what
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..losses import TokenBatch
-from ..losses._logits import logits_at
+from ._logits import logits_at
+from .tokens import TokenBatch
 
 
 def token_margins(model: nn.Module, batch: TokenBatch) -> Float[Tensor, " token"]:

@@ -18,6 +18,9 @@ PROJECTIONS = (
     "dense",
     "none",
 )
+LOSSES = ("cross-entropy", "margin")
+MARGIN = "margin, logits"
+"""What a plan calls the loss of token-loss units whose rows are gradients of margins."""
 SHARES = ("energy", "size", "equal", "each")
 PAIR = "pair:"
 """Before a projection's name: two of them, independent, in one pass, with half the numbers each."""
@@ -83,6 +86,10 @@ class RowConfig:
     shares: Literal["energy", "size", "equal", "each"] = "energy"
     """How blocks share them: by their part of a gradient's squared norm (on text that the model writes itself), by
     their number of parameters, equally; or not at all: each block has so many."""
+    loss: Literal["cross-entropy", "margin"] = "cross-entropy"
+    """Of what a token-loss unit's row is the gradient: the token's loss, or its margin, the mean logit less its own,
+    which says what a well-predicted token uses, whatever mistake is left (attribution/losses/margins.py). Units are
+    chosen by their loss either way, and keep it."""
     seed: int = 0
     """Seed of the projection."""
     precondition: Literal["none", "kfac", "second-moment"] = "none"
@@ -111,6 +118,8 @@ class RowConfig:
                 f"--projection is {self.projection!r}; accepted are {', '.join(PROJECTIONS)}, and each but none after "
                 f"{PAIR} for two independent ones."
             )
+        if self.loss not in LOSSES:
+            raise ConfigurationError(f"--loss is {self.loss!r}; accepted are {', '.join(LOSSES)}.")
         if self.shares not in SHARES:
             raise ConfigurationError(f"--shares is {self.shares!r}; accepted are {', '.join(SHARES)}.")
         if self.precondition not in PRECONDITIONERS:
@@ -133,6 +142,10 @@ class SetConfig:
     def __post_init__(self) -> None:
         if self.rows.precondition == "kfac" and self.selection.unit_type == "token-contribution":
             raise ConfigurationError("--precondition kfac is for units with a loss of their own, not contributions.")
+        if self.rows.loss == "margin" and self.selection.unit_type != "token-loss":
+            raise ConfigurationError(
+                f"--loss margin is for token-loss units; {self.selection.unit_type} units have rows of cross-entropy."
+            )
 
     def describe(self) -> dict[str, Any]:
         """As JSON."""

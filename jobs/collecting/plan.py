@@ -19,7 +19,7 @@ from ...errors import ConfigurationError, NoSpaceError
 from ..models.model import LoadedModel
 from .batch_size import find_batch_tokens
 from .block_time import bounded_rows, nominal_seconds
-from .config import PAIR, RowConfig, SelectionConfig, SetConfig, UnitType
+from .config import MARGIN, PAIR, RowConfig, SetConfig, UnitType
 from .precondition import Factors, kept_moments, preconditioned
 
 _CHUNK_BYTES = 16_000_000
@@ -142,7 +142,7 @@ def make_plan(config: SetConfig, loaded: LoadedModel, earlier: Sequence[dict[str
             "num_parameters": sum(p.numel() for p in loaded.model.parameters()),
             "dtype": str(loaded.model.dtype).removeprefix("torch."),
         },
-        "loss": _loss_name(config.selection),
+        "loss": _loss_name(config),
         "selection": config.describe()["selection"],
         "request": request,
         "projection": projection.describe(),
@@ -219,10 +219,10 @@ def require_space(needed_bytes: int, free_bytes: int, where: str) -> None:
         )
 
 
-def _loss_name(selection: SelectionConfig) -> str:
-    if selection.unit_type == "token-loss":
-        return "cross-entropy, nats"
-    return "mean cross-entropy, nats" if selection.loss_reduction == "mean" else "summed cross-entropy, nats"
+def _loss_name(config: SetConfig) -> str:
+    if config.selection.unit_type == "token-loss":
+        return MARGIN if config.rows.loss == "margin" else "cross-entropy, nats"
+    return "mean cross-entropy, nats" if config.selection.loss_reduction == "mean" else "summed cross-entropy, nats"
 
 
 def _rows_per_block(

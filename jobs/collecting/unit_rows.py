@@ -15,12 +15,22 @@ from jaxtyping import Bool, Float, Float32, Int
 
 from ...attribution.devices import Arrivals, on_device
 from ...attribution.engine import GradientEngine
-from ...attribution.losses import SpanBatch, TokenBatch, mean_losses, span_losses, span_sums, sum_losses, token_losses
+from ...attribution.losses import (
+    SpanBatch,
+    TokenBatch,
+    mean_losses,
+    span_losses,
+    span_sums,
+    sum_losses,
+    token_losses,
+    token_margins,
+)
+from ...attribution.losses.completions import TokenValues
 from ...attribution.schedule import schedule_tokens
 from ...storage.run import Run
 from ..data.tokens import spans
 from .candidates import grouped_windows
-from .config import SelectionConfig
+from .config import MARGIN, SelectionConfig
 
 _MAX_PADDING = 0.05
 
@@ -122,6 +132,11 @@ class UnitRows:
         self._stored.clear()
 
 
+def token_values(plan: dict[str, Any]) -> TokenValues:
+    """What of each token a plan's rows are the gradients of."""
+    return token_margins if plan["loss"] == MARGIN else token_losses
+
+
 def unit_rows(task: Task) -> UnitRows:
     """The rows of the task's units, in their order."""
     result = UnitRows(task)
@@ -134,12 +149,14 @@ def _token_loss_rows(task: Task, result: UnitRows) -> None:
     document, first, last = (task.column(c) for c in ("document", "first_token", "last_token"))
     keys, window = np.unique(np.stack([document, first], axis=1), axis=0, return_inverse=True)
     position = last - first
+    values = token_values(task.plan)
+    known = torch.from_numpy(task.column("loss").astype(np.float32)) if values is token_margins else None
     for batch in schedule_tokens(window.reshape(-1), position, batch_tokens=int(task.plan["batch_tokens"])):
         texts = [(int(d), int(f), int(f) + batch.length) for d, f in keys[batch.window]]
         tokens = task.tokens(texts, batch.length, batch.example, position[batch.unit])
         example = torch.from_numpy(batch.example)  # on the CPU, where the engine asks for its numbers
-        made = task.engine.rows(tokens, token_losses, example, num_examples=len(texts))
-        result.store(batch.unit, made.rows, made.losses)
+        made = task.engine.rows(tokens, values, example, num_examples=len(texts))
+        result.store(batch.unit, made.rows, made.losses if known is None else known[batch.unit])
         result.num_tokens += int((position[batch.unit] + 1).sum())
 
 

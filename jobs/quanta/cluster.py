@@ -239,7 +239,7 @@ def _other_projections(run: Run, row_set: AnyRows) -> Sequence[RowSet]:
         other = run.row_set(name)
         if name == row_set.name or other.missing_blocks():
             continue
-        same = all(other.plan[key] == plan[key] for key in ("unit_type", "selection_sha256", "preconditioner"))
+        same = all(other.plan[key] == plan[key] for key in ("unit_type", "loss", "selection_sha256", "preconditioner"))
         weights = other.plan["model"]["fingerprint"] == plan["model"]["fingerprint"]
         if same and weights and other.plan["projection"] != plan["projection"]:
             found.append(other)

@@ -17,6 +17,7 @@ from ...errors import ConfigurationError, RunMismatchError
 from ...storage.checked import fingerprint
 from ...storage.rowset import RowSet
 from ...storage.run import Run
+from ..collecting.config import MARGIN
 
 TOKEN_LOSS, MIXED = "token-loss", "mixed"
 """The paper's unit type; the unit type of several."""
@@ -124,5 +125,10 @@ def require_same_rows(one: AnyRows, other: AnyRows) -> None:
             raise RunMismatchError(
                 f"Row sets {one.name!r} and {other.name!r} differ in {key}: their rows cannot be compared."
             )
+    if (one.plan["loss"] == MARGIN) != (other.plan["loss"] == MARGIN):
+        raise RunMismatchError(
+            f"Row sets {one.name!r} and {other.name!r} hold gradients of losses and of margins: their rows cannot be "
+            "compared."
+        )
     if one.plan["model"]["fingerprint"] != other.plan["model"]["fingerprint"]:
         raise RunMismatchError(f"Row sets {one.name!r} and {other.name!r} are of different checkpoints.")

@@ -4,7 +4,7 @@ Needs the checkpoint that the rows were taken at: its fingerprint is compared be
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32
 
 from ...attribution.engine import GradientEngine
 from ...attribution.lexical import bm25
-from ...attribution.losses import TokenBatch, mean_losses
+from ...attribution.losses import TokenBatch, mean_losses, token_losses
 from ...attribution.search.faiss_backend import search_index
 from ...attribution.tracing import QuantumWeights, extremes, novelty, quantum_weights
 from ...errors import ConfigurationError, ModelNotFoundError, QueryTooLongError, RunMismatchError
@@ -22,6 +22,7 @@ from ...storage.rowset import RowSet
 from ..collecting.config import RowConfig
 from ..collecting.plan import make_engine
 from ..collecting.precondition import stored_factors
+from ..collecting.unit_rows import token_values
 from ..data.source import Document
 from ..data.tokens import tokenise
 from ..exchange.importing import require_own_rows
@@ -152,14 +153,17 @@ class Tracer:
         return values[np.isfinite(values)]
 
     def _row(self, batch: TokenBatch) -> tuple[Float32[np.ndarray, " dim"], float, Float[np.ndarray, " position"]]:
-        made = self._engine.contributions(batch, mean_losses, num_examples=1, num_positions=batch.ids.shape[1])
+        values = token_values(first_set(self.quanta.row_set).plan)
+        of = partial(mean_losses, of=values)
+        made = self._engine.contributions(batch, of, num_examples=1, num_positions=batch.ids.shape[1])
         shares = made.rows[0].double()
         raw = shares.sum(0) + made.unplaced[0].double()
         if not torch.isfinite(raw).all() or not raw.any():
             raise ConfigurationError(
                 "The gradient of this completion is zero or not finite: there is nothing to trace."
             )
-        loss = float(made.losses)
+        with torch.no_grad():
+            loss = float(made.losses if values is token_losses else mean_losses(self._engine.model, batch))
         contributions = (shares @ raw / (raw @ raw)).cpu().numpy()
         row = self._prepared(raw.float().cpu().numpy())
         return row, loss, contributions

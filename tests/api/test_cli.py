@@ -19,7 +19,7 @@ COMMANDS = {
         "--dataset-revision --text-field --prompt-field --completion-field --messages-field --id-field --label "
         "--bad-rows --max-documents --no-text --window-tokens --loss-reduction --group-by "
         "--max-loss --max-units --max-per-window --scan-tokens "
-        "--projection --dim --seed --precondition --checkpoint-activations "
+        "--projection --dim --loss --seed --precondition --checkpoint-activations "
         "--shares --blocks --require-coverage --rows-per-block --batch-tokens "
         "--workers "
         "--threads-per-worker --gpus-per-worker --ray-address --allow-no-token --metrics-port --dry-run --json"
