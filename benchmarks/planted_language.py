@@ -55,6 +55,18 @@ def trained(seed: int, cache: Path, *, num_steps: int) -> tuple[Any, Language]:
     folder = cache / "planted-language" / f"{RECIPE}-{num_steps}-{seed}"
     if folder.is_dir():
         return load(folder), language
+    with torch.random.fork_rng(devices=[]):
+        trainer = new_trainer(language, seed, num_steps=num_steps)
+        for step in range(num_steps):
+            trainer.step(step, step / num_steps)
+    unfinished = folder.with_name(f".{folder.name}.partial")
+    trainer.model.save_pretrained(unfinished)
+    unfinished.replace(folder)
+    return load(folder), language
+
+
+def new_trainer(language: Language, seed: int, *, num_steps: int) -> Trainer:
+    """Seeds torch; before the first step."""
     config = TrainingConfig(
         vocabulary_size=258, width=128, num_layers=3, num_heads=4, window_tokens=WINDOW, batch_windows=16,
         num_steps=num_steps, matrix_learning_rate=0.02, table_learning_rate=0.005, seed=seed,
@@ -62,15 +74,8 @@ def trained(seed: int, cache: Path, *, num_steps: int) -> tuple[Any, Language]:
     train = language.text(num_steps * config.batch_windows, WINDOW + 1, seed)
     held_out = language.text(64, WINDOW + 1, 10_000 + seed)
     sizes = torch.ones(config.vocabulary_size, dtype=torch.long)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        trainer = Trainer(config, Windows(train=train.ids, held_out=held_out.ids, held_out_names=[], token_bytes=sizes))
-        for step in range(num_steps):
-            trainer.step(step, step / num_steps)
-    unfinished = folder.with_name(f".{folder.name}.partial")
-    trainer.model.save_pretrained(unfinished)
-    unfinished.replace(folder)
-    return load(folder), language
+    torch.manual_seed(seed)
+    return Trainer(config, Windows(train=train.ids, held_out=held_out.ids, held_out_names=[], token_bytes=sizes))
 
 
 def answers(
@@ -82,7 +87,7 @@ def answers(
 ) -> tuple[Units, np.ndarray, np.ndarray, np.ndarray]:
     """Units of fresh text, their skills, margins' gradients after K-FAC, and the share of each skill that is known."""
     text = language.text(num_units, WINDOW, 20_000 + seed)
-    losses = _losses(model, text)
+    losses = text_losses(model, text)
     known = (text.skills >= 0) & (losses < MAX_LOSS)
     shares = np.array([_share(known[text.skills == s]) for s in range(len(SKILLS))])
     window, position = np.nonzero(known)
@@ -231,7 +236,7 @@ def main() -> None:
 
 
 @torch.no_grad()
-def _losses(model: Any, text: Text) -> np.ndarray:  # noqa: ANN401 - transformers is untyped
+def text_losses(model: Any, text: Text) -> np.ndarray:  # noqa: ANN401 - transformers is untyped
     """[window, position]; infinite at the first position."""
     parts = []
     for ids in torch.split(text.ids, 64):
