@@ -23,6 +23,7 @@ Read = Callable[[], Iterable[Chunk]]
 
 _SAMPLE_STREAM, _START_STREAM = 0x6B6D01, 0x6B6D02
 """Random streams of their own: rows that were drawn with the same seed do not decide which of them are sampled."""
+_READ_ROWS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,34 +104,57 @@ def assign(
 
 def _sampled(read: Read, dim: int, config: KMeansConfig) -> tuple[Int64[np.ndarray, " sampled"], torch.Tensor]:
     """Numbers and rows (float32) of a sample of the rows that count, drawn evenly: the least of seeded keys."""
-    wanted = config.num_clusters * config.sample_per_cluster
+    sample = _Sample(config.num_clusters * config.sample_per_cluster, dim)
     generator = np.random.default_rng([_SAMPLE_STREAM, config.seed])
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [
-        (np.empty(0), np.empty(0, np.int64), np.empty((0, dim), np.float16))
-    ]
-    limit = np.inf
-    for chunk in cut(read(), dim, 1 << 16):
+    for chunk in cut(read(), dim, _READ_ROWS):
         drawn = generator.random(len(chunk.rows))
-        fine = drawn < limit if chunk.keep is None else chunk.keep & (drawn < limit)
+        fine = drawn < sample.limit if chunk.keep is None else chunk.keep & (drawn < sample.limit)
         fine[fine] = np.isfinite(chunk.rows[fine]).all(axis=1)
-        parts.append((drawn[fine], chunk.first + np.flatnonzero(fine), chunk.rows[fine]))
-        if sum(len(part[0]) for part in parts) > 1.25 * wanted:
-            parts = [_least(parts, wanted)]
-            limit = parts[0][0].max()
-    _, numbers, rows = _least(parts, wanted)
+        sample.add(drawn[fine], chunk.first + np.flatnonzero(fine), chunk.rows[fine])
+    numbers, rows = sample.finish()
     return numbers, from_dlpack(rows).float()
 
 
-def _least(
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]], wanted: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keys, numbers and rows of the least keys, in the order of the numbers."""
-    keys, numbers = (np.concatenate([part[i] for part in parts]) for i in range(2))
-    chosen = np.sort(np.argpartition(keys, wanted - 1)[:wanted]) if len(keys) > wanted else np.arange(len(keys))
-    rows = np.empty((len(chosen), parts[0][2].shape[1]), np.result_type(*(part[2] for part in parts)))
-    first = 0
-    for _, own, held in parts:  # one by one: all of them side by side would be another copy
-        low, high = np.searchsorted(chosen, [first, first + len(own)])
-        rows[low:high] = held[chosen[low:high] - first]
-        first += len(own)
-    return keys[chosen], numbers[chosen], rows
+class _Sample:
+    """The rows with the least keys, in the order of their numbers; held once, with room for some more."""
+
+    def __init__(self, wanted: int, dim: int) -> None:
+        self.limit = np.inf
+        """Rows with greater keys need not be added."""
+        self._wanted, self._dim, self._held = wanted, dim, 0
+        room = wanted + max(wanted // 4, _READ_ROWS)
+        self._keys, self._numbers = np.empty(room), np.empty(room, np.int64)
+        self._rows: np.ndarray | None = None
+
+    def add(self, keys: np.ndarray, numbers: np.ndarray, rows: np.ndarray) -> None:
+        """At most `_READ_ROWS` rows, with greater numbers than all before."""
+        if self._rows is None:
+            self._rows = np.empty((len(self._keys), self._dim), rows.dtype)
+        if self._rows.dtype != np.result_type(self._rows, rows):
+            self._rows = self._rows.astype(np.result_type(self._rows, rows))
+        if self._held + len(keys) > len(self._keys):
+            self._keep_least()
+        end = self._held + len(keys)
+        new = slice(self._held, end)
+        self._keys[new], self._numbers[new], self._rows[new] = keys, numbers, rows
+        self._held = end
+
+    def finish(self) -> tuple[Int64[np.ndarray, " sampled"], np.ndarray]:
+        """Numbers and rows."""
+        if self._rows is None:
+            return np.empty(0, np.int64), np.empty((0, self._dim), np.float16)
+        self._keep_least()
+        return self._numbers[: self._held].copy(), self._rows[: self._held]
+
+    def _keep_least(self) -> None:
+        if self._held <= self._wanted or self._rows is None:
+            return
+        chosen = np.sort(np.argpartition(self._keys[: self._held], self._wanted - 1)[: self._wanted])
+        for start in range(0, self._wanted, _READ_ROWS):  # rows move down, and never onto one that is still to move
+            part = chosen[start : start + _READ_ROWS]
+            new = slice(start, start + len(part))
+            self._rows[new], self._keys[new], self._numbers[new] = (
+                self._rows[part], self._keys[part], self._numbers[part],
+            )  # fmt: skip
+        self._held = self._wanted
+        self.limit = self._keys[: self._held].max()
