@@ -16,6 +16,7 @@ from ..search.coarse import fastest_precision
 
 _QUERIES = 1_024
 _CANDIDATES = 16_384
+_QUERY_STEP, _CANDIDATE_STEP = 64, 1_024
 _SPARE = 6
 """Places kept beyond those that are asked for, while products are coarse."""
 
@@ -55,14 +56,14 @@ def local_neighbours(
     kept = min(num_neighbours + 1 + _SPARE, len(rows))
     cosines = np.full((len(rows), num_neighbours), -np.inf, dtype=np.float32)
     places = np.full((len(rows), num_neighbours), -1, dtype=np.int64)
+    search = _Search(coarse, kept)
     num_pairs = 0
     for group, others in enumerate(near):
-        candidates = _spans(starts, others)
+        candidates = _members(starts, others)
+        num_pairs += int(sizes[group]) * len(candidates)
         for first in range(int(starts[group]), int(starts[group + 1]), _QUERIES):
             last = min(first + _QUERIES, int(starts[group + 1]))
-            found = _best(coarse, first, last, candidates, kept)
-            num_pairs += (last - first) * int(sum(stop - start for start, stop in candidates))
-            _settle(rows, order, first, found, cosines, places)
+            _settle(rows, order, first, search.best(first, last, candidates), cosines, places)
     return LocalNeighbours(cosines=cosines, rows=places, num_pairs=num_pairs)
 
 
@@ -89,36 +90,41 @@ def _near_groups(means: np.ndarray, least_cosine: float, least_groups: int) -> l
     return found
 
 
-def _spans(starts: np.ndarray, groups: np.ndarray) -> list[tuple[int, int]]:
-    """Runs of sorted rows that belong to these groups, neighbouring runs joined, each at most one block long."""
-    breaks = np.flatnonzero(np.diff(groups) > 1) + 1
-    runs = [(int(starts[part[0]]), int(starts[part[-1] + 1])) for part in np.split(groups, breaks)]
-    return [(at, min(at + _CANDIDATES, stop)) for start, stop in runs for at in range(start, stop, _CANDIDATES)]
+def _members(starts: np.ndarray, groups: np.ndarray) -> torch.Tensor:
+    """Sorted rows that belong to these groups."""
+    return torch.cat([torch.arange(int(starts[group]), int(starts[group + 1])) for group in groups])
 
 
-def _best(
-    coarse: torch.Tensor, first: int, last: int, candidates: list[tuple[int, int]], kept: int
-) -> Int64[np.ndarray, "query kept"]:
-    """The sorted rows with the greatest coarse products with each of some sorted rows; −1 where there are fewer."""
-    queries = coarse[first:last]
-    values = torch.full((last - first, kept), -torch.inf)
-    places = torch.full((last - first, kept), -1)
-    block: list[tuple[int, int]] = []
-    pending = 0
-    for number, span in enumerate(candidates):
-        block.append(span)
-        pending += span[1] - span[0]
-        if pending < _CANDIDATES and number + 1 < len(candidates):
-            continue
-        columns = torch.cat([torch.arange(start, stop) for start, stop in block])
-        products = torch.cat([queries @ coarse[start:stop].T for start, stop in block], dim=1).float()
-        top = products.topk(min(kept, products.shape[1]), dim=1)
-        values = torch.cat([values, top.values], dim=1)
-        places = torch.cat([places, columns[top.indices]], dim=1)
-        best = values.topk(kept, dim=1).indices
-        values, places = values.gather(1, best), places.gather(1, best)
-        block, pending = [], 0
-    return places.numpy()
+class _Search:
+    """Best coarse products of sorted rows with sorted rows.
+
+    Candidates are gathered into one buffer, and both sides of a product are rounded up, so that there are few shapes:
+    each shape that is new to the processor's library costs a kernel, which it keeps.
+    """
+
+    def __init__(self, coarse: torch.Tensor, kept: int) -> None:
+        self._coarse, self._kept = coarse, kept
+        self._buffer = torch.zeros(min(_CANDIDATES, len(coarse)), coarse.shape[1], dtype=coarse.dtype)
+
+    def best(self, first: int, last: int, candidates: torch.Tensor) -> Int64[np.ndarray, "query kept"]:
+        """The candidates with the greatest products with each row from `first` on; −1 where there are fewer."""
+        queries = self._coarse[first : first + _rounded(last - first, _QUERY_STEP)]
+        values = torch.full((last - first, self._kept), -torch.inf)
+        places = torch.full((last - first, self._kept), -1)
+        for columns in candidates.split(len(self._buffer)):
+            torch.index_select(self._coarse, 0, columns, out=self._buffer[: len(columns)])
+            others = self._buffer[: _rounded(len(columns), _CANDIDATE_STEP)]
+            products = (queries @ others.T)[: last - first, : len(columns)].float()
+            top = products.topk(min(self._kept, len(columns)), dim=1)
+            values = torch.cat([values, top.values], dim=1)
+            places = torch.cat([places, columns[top.indices]], dim=1)
+            best = values.topk(self._kept, dim=1).indices
+            values, places = values.gather(1, best), places.gather(1, best)
+        return places.numpy()
+
+
+def _rounded(number: int, step: int) -> int:
+    return -(-number // step) * step
 
 
 def _settle(
