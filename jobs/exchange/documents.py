@@ -79,13 +79,13 @@ class GivenTokenizer:
         self.backend_tokenizer.no_padding()
         self.is_fast = True
 
-    def __call__(self, text: str, *, add_special_tokens: bool, **_: Any) -> dict[str, Any]:  # noqa: ANN401
+    def __call__(self, texts: Sequence[str], *, add_special_tokens: bool, **_: Any) -> dict[str, Any]:  # noqa: ANN401
         """Encode as transformers' fast tokenizers do."""
-        encoded = self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        encoded = self.backend_tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
         return {
-            "input_ids": encoded.ids,
-            "offset_mapping": encoded.offsets,
-            "special_tokens_mask": encoded.special_tokens_mask,
+            "input_ids": [own.ids for own in encoded],
+            "offset_mapping": [own.offsets for own in encoded],
+            "special_tokens_mask": [own.special_tokens_mask for own in encoded],
         }
 
     def tokenise(self, document: Document) -> TokenisedDocument:

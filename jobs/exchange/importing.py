@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 16_000_000
 _PIECE_BYTES = 1 << 24
 _SHOWN_TOKENS = 1024
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""What bergson calls precisions."""
 """Of a document, in a report."""
 
 
@@ -194,7 +196,7 @@ def _plan(store: ForeignStore, described: dict[str, Any]) -> dict[str, Any]:
             "revision": settings.get("revision"),
             "fingerprint": "unknown",
             "num_parameters": None,
-            "dtype": str(settings.get("precision") or "unknown"),
+            "dtype": _DTYPES.get(str(settings.get("precision")), "unknown"),
         },
         "loss": " ".join(str(settings[k]) for k in ("loss_reduction", "loss_fn") if k in settings) or "unknown",
         "selection": {"unit_type": _unit_type(store), "loss_reduction": None, "group_by": None},

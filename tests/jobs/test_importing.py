@@ -26,7 +26,7 @@ from quantascope.jobs.exchange.stores import open_store
 from quantascope.jobs.verify import verify
 from quantascope.storage.run import Run
 from tests.data.make_foreign_stores import SHORT, TEXTS, rows
-from tests.tiny import SENTENCES, write_jsonl
+from tests.tiny import SENTENCES, save_tiny, write_jsonl
 
 FOREIGN = Path(__file__).parent.parent / "data" / "foreign"
 
@@ -349,6 +349,9 @@ def test_imported_rows_are_clustered_reported_and_not_traced(cli, refused, texts
     cli("report", run, "--out", tmp_path / "report.html")
     assert "bergson" in cli("info", run)[0]
     assert "imported from a bergson store" in refused(RunMismatchError, "trace", run, "When John", " and")
+    checkpoints = [str(save_tiny(tmp_path / f"checkpoint-{step}")) for step in range(4)]
+    flags = [word for place in checkpoints for word in ("--checkpoints", place)]
+    assert "imported from a bergson store" in refused(RunMismatchError, "emerge", run, *flags)
 
 
 def test_collecting_into_an_imported_run_is_refused(job, refused, collect_flags):

@@ -13,11 +13,12 @@ from quantascope.attribution.ledger import Ledger
 from quantascope.errors import ConfigurationError, CoverageError, MissingFieldError, RunMismatchError
 from quantascope.jobs.collecting.config import RowConfig
 from quantascope.jobs.data.source import DataSource
-from quantascope.jobs.ledger.rows import EntryRows, TrainingRows, require_repeatable, write_rows
+from quantascope.jobs.ledger.rows import EntryRows, TrainingRows, write_rows
 from quantascope.jobs.ledger.trainer import RowTrainer, token_loss_sums
 from quantascope.jobs.models.model import ModelSource
 from quantascope.jobs.quanta.cluster import QuantaConfig, make_quanta
 from quantascope.jobs.quanta.trace import Tracer
+from quantascope.jobs.repair import repair
 from tests.tiny import SENTENCES, save_tiny, write_jsonl
 
 NUMBERS = 128
@@ -127,12 +128,17 @@ def test_they_become_a_row_set_that_is_clustered_and_traced(place, model, tokens
     quanta = make_quanta(run, QuantaConfig(rows="training", num_halves=0))
     found = Tracer(quanta).trace("When John and Mary went to the", " store", k=3)
     assert len(found.supporting.unit) == 3
-    with pytest.raises(RunMismatchError, match="cannot be computed again"):
-        require_repeatable(row_set)
     with pytest.raises(RunMismatchError, match="choose another name"):
         write_rows(str(tmp_path / "run"), rows, model=source, data=data, max_tokens=24)
     with pytest.raises(RunMismatchError, match="has weights"):
         write_rows(str(tmp_path / "other"), rows, model=ModelSource(model=str(place / "model")), data=data)
+    damaged = tmp_path / "run/rows/training/gradients/c/0/0"
+    broken = bytes(byte ^ (at == 100) for at, byte in enumerate(damaged.read_bytes()))
+    damaged.write_bytes(broken)
+    done = repair(str(tmp_path / "run"))
+    assert not done.mended
+    assert "cannot be computed again" in done.left[0].detail
+    assert damaged.read_bytes() == broken
 
 
 def test_a_ledger_s_entries_become_a_row_set_too(place, model, tokens, tmp_path):
