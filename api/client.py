@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ConfigurationError, RunNotFoundError
 from ..storage.run import Run
@@ -250,11 +250,11 @@ class Client:
 
         return read_ledger(self.run, name)
 
-    def emergence(self) -> "StoredEmergence":
-        """When each of these quanta formed, as `quantascope emerge` found it."""
+    def emergence(self, *, over: Literal["steps", "sizes"] = "steps") -> "StoredEmergence":
+        """When each of these quanta formed, as `quantascope emerge` found it: in one training, or over model sizes."""
         from ..jobs.change.emerge import read_emergence
 
-        return read_emergence(self.run, self.quanta_name)
+        return read_emergence(self.run, self.quanta_name, over=over)
 
     def comparison(self, name: str) -> "StoredComparison":
         """What `quantascope compare` found and stored under that name."""

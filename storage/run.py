@@ -220,7 +220,9 @@ def remove_part(run: Run, *, rows: str | None = None, quanta: str | None = None,
             there = ", ".join(run.derived_names(room)) or "none"
             raise RunNotFoundError(f"{run.store.root} has no {room} {name!r}; it has {there}.")
     keys = [f"rows/{rows}", f"curves/{rows}", f"{BEGUN}/rows/{rows}"] if rows is not None else []
-    keys += [f"{room}/{quanta}" for room in ("quanta", "index", "evidence", "emergence")] if quanta is not None else []
+    if quanta is not None:
+        keys += [f"{room}/{quanta}" for room in ("quanta", "index", "evidence", "emergence")]
+        keys += [f"emergence/{quanta}-sizes"]
     keys += [f"ledger/{ledger}"] if ledger is not None else []
     with run.store.lock():
         for key in keys:

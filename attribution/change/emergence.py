@@ -1,5 +1,7 @@
 """When each quantum formed: its loss and gradient over a series of checkpoints, the transition, and what it forgot.
 
+The series may be one of models: their numbers of parameters then stand for the steps.
+
 Units are grouped by quantum (or task); intervals come from resampled documents, since units of one document fall
 together. A transition is never known better than the checkpoints lie apart: where 10 to 90 % of the fall fit between
 two neighbours, the interval spans at least that gap.
@@ -91,7 +93,7 @@ def find_emergence(
     chance = np.random.default_rng(config.seed)
     falls = np.zeros(len(sizes), np.bool_)
     for number, units in enumerate(_members(quantum)):
-        sums, counts = _by_document(losses[units], document[units])
+        sums, counts = sums_by_document(losses[units], document[units])
         if len(counts) < 2:
             falls[number] = fits.drop[number] > 0
             continue
@@ -139,13 +141,13 @@ class Order:
     num_quanta: int
     num_left_out: int
 
-    def sentence(self) -> str:
-        """The result beside its null, as plain words."""
+    def sentence(self, axis: str = "time") -> str:
+        """The result beside its null, as plain words; `axis` says what quanta were followed over."""
         return (
-            f"time against frequency: Spearman {self.correlation:.2f} (95 % interval {self.low:.2f} to "
+            f"{axis} against frequency: Spearman {self.correlation:.2f} (95 % interval {self.low:.2f} to "
             f"{self.high:.2f}; shuffled frequencies {self.null_low:.2f} to {self.null_high:.2f}, p = "
-            f"{self.p_value:.2g}), time ∝ frequency^{self.slope:.2f} ({self.slope_low:.2f} to {self.slope_high:.2f}), "
-            f"{self.num_quanta} quanta, {self.num_left_out} without a transition left out"
+            f"{self.p_value:.2g}), {axis} ∝ frequency^{self.slope:.2f} ({self.slope_low:.2f} to "
+            f"{self.slope_high:.2f}), {self.num_quanta} quanta, {self.num_left_out} without a transition left out"
         )
 
 
@@ -234,6 +236,17 @@ def group_means(
         return sums / sizes[:, None]
 
 
+def sums_by_document(
+    losses: Float[np.ndarray, "unit checkpoint"], document: Int[np.ndarray, " unit"]
+) -> tuple[Float64[np.ndarray, "document checkpoint"], Int64[np.ndarray, " document"]]:
+    """Sum over each document's units, and how many these are; documents in the order of their numbers."""
+    _, place = np.unique(document, return_inverse=True)
+    counts = np.bincount(place).astype(np.int64)
+    sums = np.zeros((len(counts), losses.shape[1]))
+    np.add.at(sums, place, losses)
+    return sums, counts
+
+
 def _check(losses: np.ndarray, steps: np.ndarray, quantum: np.ndarray, document: np.ndarray) -> None:
     if losses.shape != (len(quantum), len(steps)) or len(document) != len(quantum):
         raise ConfigurationError(
@@ -251,14 +264,6 @@ def _members(quantum: np.ndarray) -> list[np.ndarray]:
     return np.split(np.argsort(quantum, kind="stable"), np.cumsum(np.bincount(quantum))[:-1])
 
 
-def _by_document(losses: np.ndarray, document: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    _, place = np.unique(document, return_inverse=True)
-    counts = np.bincount(place)
-    sums = np.zeros((len(counts), losses.shape[1]))
-    np.add.at(sums, place, losses)
-    return sums, counts
-
-
 def _forgotten(
     resampled: np.ndarray, draws: np.ndarray, sums: np.ndarray, counts: np.ndarray, edges: np.ndarray
 ) -> np.ndarray:
@@ -272,7 +277,8 @@ def _forgotten(
 
 
 def _no_finer_than(low: np.ndarray, high: np.ndarray, fits: Fits, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Intervals widened to the gap between checkpoints that holds the whole transition."""
+    """Intervals with the fit in them, widened to the gap between checkpoints that holds the whole transition."""
+    low, high = np.minimum(low, fits.midpoint), np.maximum(high, fits.midpoint)
     place = np.clip(np.searchsorted(steps, fits.midpoint), 1, len(steps) - 1)
     before, after = steps[place - 1], steps[place]
     within = (fits.start >= before) & (fits.end <= after)

@@ -4,9 +4,9 @@
 
 In ln t and not in t: skills of a power law are learned at times that span orders of magnitude (Michaud et al. 2023,
 arXiv 2303.13506, section 3), rare ones as much more slowly as they come later, and checkpoints are spaced to match.
-`scale="linear"` fits in t. Given m and w, high and drop follow by least squares, so a grid over (m, w), refined once,
-finds the optimum without a start to choose. The tenth and the ninetieth per cent of the drop must lie within the
-series: how far a curve would still fall after the last checkpoint is not made up.
+`scale="linear"` fits in t. Given m and w, high and drop follow by least squares, so a grid over (m, w), followed from
+its best point to ever finer ones, finds the optimum without a start to choose. The tenth and the ninetieth per cent of
+the drop must lie within the series: how far a curve would still fall after the last checkpoint is not made up.
 
 Knows curves and steps; nothing of units, models or files.
 """
@@ -22,7 +22,8 @@ from ...errors import ConfigurationError
 Scale = Literal["log", "linear"]
 
 _NUM_MIDPOINTS, _NUM_WIDTHS = 161, 12
-_NUM_REFINED = 17
+_NUM_REFINED, _MOST_REFINED = 17, 400
+_ROUNDS, _ZOOM = 24, 4
 _EDGE = float(np.log(9))
 """σ(±ln 9) is 0.9 and 0.1: a transition lasts from 10 % of its drop to 90 %."""
 _CHUNK_CELLS = 4_000_000
@@ -84,7 +85,9 @@ class TransitionGrid:
         best = self._best(curves, self._shapes)[0]
         m, w = self._m[best], self._w[best]
         step_m, step_w = self._midpoints[1] - self._midpoints[0], self._widths[1] / self._widths[0]
-        near = np.linspace(m.min() - step_m, m.max() + step_m, 4 * _NUM_REFINED)
+        span = m.max() - m.min() + 2 * step_m
+        count = int(np.clip(_ZOOM * span / step_m, 4 * _NUM_REFINED, _MOST_REFINED))
+        near = np.linspace(m.min() - step_m, m.max() + step_m, count)
         widths = np.geomspace(w.min() / step_w, min(w.max() * step_w, self._widths[-1]), _NUM_REFINED)
         shapes, m, _ = self._basis(near, widths)
         return self.step(m[self._best(curves, shapes)[0]])
@@ -92,18 +95,14 @@ class TransitionGrid:
     def fit(self, curves: Float[np.ndarray, "curve checkpoint"]) -> Fits:
         """The least-squares fit of every curve, falling ones only."""
         curves = np.asarray(curves, np.float64)
-        best, _ = self._best(curves, self._shapes)
-        m, w = self._m[best].copy(), self._w[best].copy()
+        shapes, ms, ws = self._basis(*self._denser())
+        best, _ = self._best(curves, shapes)
+        m, w = ms[best], ws[best]
         correlation = np.zeros(len(curves))
         high, drop = curves.mean(1), np.zeros(len(curves))
         step_m = self._midpoints[1] - self._midpoints[0]
-        step_w = self._widths[1] / self._widths[0]
         for number, curve in enumerate(curves):
-            near = m[number] + np.linspace(-step_m, step_m, _NUM_REFINED)
-            widths = np.minimum(w[number] * np.geomspace(1 / step_w, step_w, _NUM_REFINED), self._widths[-1])
-            shapes, ms, ws = self._basis(near, widths)
-            place, found = self._best(curve[None], shapes)
-            m[number], w[number], correlation[number] = ms[place[0]], ws[place[0]], found[0]
+            m[number], w[number], correlation[number] = self._followed(curve, m[number], w[number])
             shape = _logistic((self.x - m[number]) / w[number])
             deviation = shape - shape.mean()
             if correlation[number] > 0:
@@ -119,6 +118,31 @@ class TransitionGrid:
             explained=np.maximum(correlation, 0) ** 2,
             edge=(m + _EDGE * w >= self.x[-1] - near_edge).astype(np.int64) - (m - _EDGE * w <= self.x[0] + near_edge),
         )
+
+    def _denser(self) -> tuple[Float64[np.ndarray, " midpoint"], Float64[np.ndarray, " width"]]:
+        """Midpoints and widths between those of the grid too: few checkpoints can leave several optima close by."""
+        m, w = self._midpoints, self._widths
+        return np.linspace(m[0], m[-1], 3 * len(m)), np.geomspace(w[0], w[-1], 3 * len(w))
+
+    def _followed(self, curve: Float64[np.ndarray, " checkpoint"], m: float, w: float) -> tuple[float, float, float]:
+        """The optimum near a midpoint and a width, and its correlation: grids move while their best lies on the rim."""
+        span, ratio = self._midpoints[1] - self._midpoints[0], self._widths[1] / self._widths[0]
+        finest, middle, correlation = span / _ZOOM**3, _NUM_REFINED // 2, -1.0
+        for _ in range(_ROUNDS):
+            near = m + np.linspace(-span, span, _NUM_REFINED)
+            widths = np.clip(w * np.geomspace(1 / ratio, ratio, _NUM_REFINED), self._widths[0], self._widths[-1])
+            shapes, ms, ws = self._basis(near, widths)
+            place, found = self._best(curve[None], shapes)
+            is_rim = abs(int(place[0]) // _NUM_REFINED - middle) == middle
+            is_rim |= abs(int(place[0]) % _NUM_REFINED - middle) == middle
+            is_better, correlation = found[0] > correlation, max(float(found[0]), correlation)
+            if is_better:
+                m, w = float(ms[place[0]]), float(ws[place[0]])
+            if not (is_rim and is_better):
+                span, ratio = span / _ZOOM, ratio ** (1 / _ZOOM)
+            if span < finest:
+                break
+        return m, w, correlation
 
     def _basis(
         self, midpoints: np.ndarray, widths: np.ndarray

@@ -2,7 +2,7 @@
 
 Losses are those of all clustered units (curves.py). Gradients are those of a few units of each quantum, computed at
 every checkpoint under the run's own projection: their norms, and the effective dimension of each quantum's. What is
-found lies in `emergence/<name>/` of the run, as tables that anyone can read.
+found lies in `emergence/<name>/` of the run, as tables that anyone can read. Over models of different sizes: sizes.py.
 """
 
 import json
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from ...attribution.change.emergence import (
 )
 from ...attribution.quanta.dimension import effective_dimension
 from ...errors import ConfigurationError, RunMismatchError, RunNotFoundError
+from ...storage.derived import Derived
 from ...storage.run import Run
 from ..collecting.config import RowConfig
 from ..collecting.plan import make_engine
@@ -41,6 +42,8 @@ from ..workers.ray_session import RayOptions, ray_session
 from .curves import collect_curves, step_of
 
 ROOM = "emergence"
+Over = Literal["steps", "sizes"]
+"""What quanta are followed over: checkpoints of one training, or models of different sizes."""
 _LEAST_CHECKPOINTS = 4
 _IDLE_KEYS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
 """Keys of config.json that may differ between checkpoints of one training."""
@@ -68,11 +71,15 @@ class StoredEmergence:
     """What a run keeps of the emergence of one clustering's quanta."""
 
     quanta: pa.Table
-    """One line per quantum: its times (midpoint with interval, start, end, in training steps), drop, forgetting."""
+    """One line per quantum: its times (midpoint with interval, start, end, in training steps), drop, forgetting.
+
+    Over sizes: in numbers of parameters, and what it adds to the fall of the whole mean loss."""
     curves: pa.Table
-    """One line per quantum and checkpoint: loss, gradient_norm, effective_dimension."""
+    """One line per quantum and checkpoint: loss, gradient_norm, effective_dimension. Over sizes, one per quantum and
+    model: loss, and contribution to the mean loss of all units."""
     facts: dict[str, Any]
-    """Checkpoints, steps, order against frequency (or None), bursts, the configuration."""
+    """Checkpoints, steps, order against frequency (or None), bursts, the configuration. Over sizes: models,
+    num_parameters, mean_loss, scaling, order, the configuration."""
 
 
 def find_checkpoints(places: Sequence[str]) -> list[str]:
@@ -86,7 +93,10 @@ def find_checkpoints(places: Sequence[str]) -> list[str]:
         if path.is_dir() and not (path / "config.json").is_file():
             inner = [str(p) for p in path.iterdir() if (p / "config.json").is_file() and p.name[-1:].isdigit()]
             if not inner:
-                raise RunNotFoundError(f"{place} holds no checkpoints: folders with a config.json, ending in a step.")
+                raise RunNotFoundError(
+                    f"{place} holds no checkpoints: folders with a config.json, ending in a step. Models of different "
+                    "sizes are taken with --over sizes."
+                )
             found += inner
         else:
             found.append(place)
@@ -119,6 +129,7 @@ def emerge(
     """
     config = config or EmergeConfig()
     _require_one_shape(checkpoints)
+    place = place_of(run, config.quanta)
     quanta = Quanta(run, config.quanta)
     quanta.row_set.require_current()
     if config.units_per_quantum:
@@ -137,22 +148,38 @@ def emerge(
     facts = {
         "checkpoints": [source.model for source in checkpoints],
         "steps": curves.steps.tolist(),
-        "order": _known(asdict(order)) | {"sentence": order.sentence()} if order else None,
+        "order": known(asdict(order)) | {"sentence": order.sentence()} if order else None,
         "bursts": [asdict(burst) for burst in find_bursts(found, scale=config.transitions.scale)],
         "config": asdict(config),
     }
     mean_norms = group_means(norms, assignments[chosen]) if norms is not None else None
-    run.derived(ROOM, config.quanta).write(
-        facts,
-        source=quanta.fingerprint(),
-        tables={"quanta": _quanta_table(found, mean_norms), "curves": _curves_table(found, mean_norms, dimensions)},
-    )
+    times, series = quanta_columns(found, "step"), curve_columns(found, "step")
+    if mean_norms is not None and dimensions is not None:
+        times["gradient_peak_step"] = found.steps[mean_norms.argmax(1)]
+        series |= {"gradient_norm": mean_norms.ravel(), "effective_dimension": dimensions.ravel()}
+    place.write(facts, source=quanta.fingerprint(), tables={"quanta": pa.table(times), "curves": pa.table(series)})
     return read_emergence(run, config.quanta)
 
 
-def read_emergence(run: Run, name: str = "main") -> StoredEmergence:
-    """What `emerge` stored for the quanta of that name; RunMismatchError if these changed since."""
-    derived = run.derived(ROOM, name)
+def place_of(run: Run, quanta: str, over: Over = "steps") -> Derived:
+    """Where the emergence of the quanta of that name lies: over sizes apart, under `<name>-sizes`.
+
+    ConfigurationError where that of other quanta lies there: of `main` over sizes, and of some named `main-sizes`.
+    """
+    place = run.derived(ROOM, quanta if over == "steps" else f"{quanta}-sizes")
+    if place.name.endswith("-sizes") and place.exists:
+        other = place.facts()["config"]["quanta"]
+        if other != quanta:
+            raise ConfigurationError(
+                f"{place.folder} holds the emergence of the quanta {other!r}, not of {quanta!r}. "
+                "Cluster under a name that does not end in -sizes."
+            )
+    return place
+
+
+def read_emergence(run: Run, name: str = "main", *, over: Over = "steps") -> StoredEmergence:
+    """What was stored for the quanta of that name; RunMismatchError if these changed since."""
+    derived = place_of(run, name, over)
     facts = derived.facts(source=run.derived("quanta", name).fingerprint())
     return StoredEmergence(quanta=derived.table("quanta"), curves=derived.table("curves"), facts=facts)
 
@@ -246,19 +273,20 @@ def _require_one_shape(checkpoints: Sequence[ModelSource]) -> None:
             if first.get(key) != own.get(key):
                 raise RunMismatchError(
                     f"{source.model} has another shape than {checkpoints[0].model}: {key} is {own.get(key)!r} there, "
-                    f"{first.get(key)!r} here. A series has checkpoints of one training; `quantascope compare` takes "
-                    "two models of any shape."
+                    f"{first.get(key)!r} here. A series has checkpoints of one training; --over sizes takes models of "
+                    "different sizes, and `quantascope compare` two of any shape."
                 )
 
 
-def _known(facts: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN."""
+def known(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts with None for NaN, which JSON has not."""
     return {name: None if isinstance(value, float) and isnan(value) else value for name, value in facts.items()}
 
 
-def _quanta_table(found: Emergence, norms: np.ndarray | None) -> pa.Table:
+def quanta_columns(found: Emergence, axis: str) -> dict[str, Any]:
+    """The columns of the table with a line per quantum; `axis` names the unit of what they were followed over."""
     fits = found.fits
-    columns: dict[str, Any] = {
+    return {
         "quantum": np.arange(len(found.sizes)),
         "size": found.sizes,
         "status": list(found.status),
@@ -270,23 +298,18 @@ def _quanta_table(found: Emergence, norms: np.ndarray | None) -> pa.Table:
         "drop": fits.drop,
         "explained": fits.explained,
         "largest_fall": found.largest_fall,
-        "largest_fall_step": found.largest_fall_step,
+        f"largest_fall_{axis}": found.largest_fall_step,
         "forgotten": found.forgotten,
         "forgotten_low": found.forgotten_low,
         "forgotten_high": found.forgotten_high,
     }
-    if norms is not None:
-        columns["gradient_peak_step"] = found.steps[norms.argmax(1)]
-    return pa.table(columns)
 
 
-def _curves_table(found: Emergence, norms: np.ndarray | None, dimensions: np.ndarray | None) -> pa.Table:
+def curve_columns(found: Emergence, axis: str) -> dict[str, Any]:
+    """The columns of the table with a line per quantum and checkpoint, or model."""
     num_quanta, num_steps = found.losses.shape
-    columns: dict[str, Any] = {
+    return {
         "quantum": np.repeat(np.arange(num_quanta), num_steps),
-        "step": np.tile(found.steps, num_quanta),
+        axis: np.tile(found.steps, num_quanta),
         "loss": found.losses.ravel(),
     }
-    if norms is not None and dimensions is not None:
-        columns |= {"gradient_norm": norms.ravel(), "effective_dimension": dimensions.ravel()}
-    return pa.table(columns)

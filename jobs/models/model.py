@@ -60,7 +60,7 @@ def load_model(source: ModelSource) -> LoadedModel:
     device = _resolve_device(source.device)
     placed = placement(source, facts) if device == "spread" else {}
     with quiet():
-        tokenizer = _load_tokenizer(source, folder, facts)
+        tokenizer = load_tokenizer(source, folder, facts)
         model = _load_weights(source, folder, facts, placed)
     if placed:
         require_placed(model, source)
@@ -141,7 +141,8 @@ def _resolve_device(device: str) -> str:
     return device
 
 
-def _load_tokenizer(source: ModelSource, folder: Path, facts: ModelFacts) -> Any:  # noqa: ANN401 - partial annotations
+def load_tokenizer(source: ModelSource, folder: Path, facts: ModelFacts) -> Any:  # noqa: ANN401 - partial annotations
+    """The fast tokenizer in a model's folder; ModelNotFoundError for one that cannot be loaded."""
     from transformers import AutoTokenizer
 
     try:

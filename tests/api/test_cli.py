@@ -38,7 +38,8 @@ COMMANDS = {
     "copy": "RUN TO --json",
     "ledger": "RUN --name --depth --module --documents --kind --html --json",
     "emerge": (
-        "RUN --checkpoints --quanta --scale --units-per-quantum --resamples --seed --device --workers --limit --json"
+        "RUN --checkpoints --over --quanta --scale --units-per-quantum --resamples --seed --device --workers --limit "
+        "--json"
     ),
     "compare": "RUN OTHER --seed-run --lesion --name --quanta --level --flips --device --workers --limit --json",
     "export": "RUN --what --to --format --rows --quanta --json",

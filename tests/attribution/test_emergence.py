@@ -152,3 +152,15 @@ def test_bad_options_are_refused():
         EmergenceConfig(num_resamples=3)
     with pytest.raises(ConfigurationError, match=r"confidence is 95\.0"):
         EmergenceConfig(confidence=95.0)
+
+
+def test_the_fit_is_the_best_of_a_far_denser_grid():
+    """Few checkpoints and noise leave several optima: the one found explains as much as any."""
+    steps = np.array([10, 18, 37, 75, 140, 289, 649, 1370])
+    rng = np.random.default_rng(5)
+    grid = TransitionGrid(steps)
+    middle, width = rng.uniform(3, 6.5, 60), rng.uniform(0.1, 1.0, 60)
+    curves = 6 / (1 + np.exp((np.log(steps)[None] - middle[:, None]) / width[:, None])) + rng.normal(0, 0.5, (60, 8))
+    shapes, _, _ = grid._basis(np.linspace(grid.x[0], grid.x[-1], 1_000), np.geomspace(*grid._widths[[0, -1]], 100))
+    _, best = grid._best(curves, shapes)
+    assert (grid.fit(curves).explained > best**2 - 2e-3).all()
