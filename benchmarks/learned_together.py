@@ -9,7 +9,8 @@ whitened, the target token, the token before it, tf–idf vectors of the context
   of other documents, beyond the mean curve of that token. `beyond last` is the same once the loss at the end of
   training has been allowed for.
 - *Transfer*: selectivity of small steps: how much the log loss falls in the documents of a quantum that took no part,
-  over how much it changes in units outside; `same token` counts outside units of the same target token only.
+  over how much it changes in units outside; `same token` counts outside units of the same target token only. The quanta
+  of every method are those that the same units belong to, drawn among units that have a quantum of two halves in all.
 
 Five models, of five seeds: the demonstration's own and four of 300 steps (python_model.py); `--language english` trains
 five of 300 steps on the prose of docstrings. Means over them; bars ask
@@ -18,8 +19,8 @@ end of the 95 % interval of the paired difference (Student's t over the seeds) i
 """
 
 import argparse
-import time
-from functools import partial
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -52,8 +53,14 @@ LOSS = "gradient, half whitened"
 MARGIN = "gradient of margins, half whitened"
 DEFAULT = "gradient, unit blocks, whitened at damping 5"
 """Chosen on seed 0 among powers and dampings; the other seeds had no say."""
-RECIPE = 2
-"""Raised when what is measured changes: figures in the cache are then made again."""
+RECIPE, STEPS_RECIPE = 2, 1
+"""Of co-emergence and of transfer; raised when what is measured changes: figures in the cache are then made again."""
+STEPPED = (
+    DEFAULT, "gradient", LOSS, MARGIN, "activations 3, half whitened", "activations 4, half whitened",
+    "activations of all layers, whitened", "tf–idf of 8 tokens", "target token", "previous token",
+    "shuffled within target",
+)  # fmt: skip
+"""Whose transfer is measured, of those that a model of few layers has."""
 NEIGHBOURS = (5, 10)
 AS_MANY = "as many clusters as previous tokens"
 CLUSTERS = {"100 clusters": 100, "200 clusters": 200}
@@ -61,7 +68,7 @@ STEPS = {"step 0.0003": (None, 0.0003), "step 0.003": (None, 0.003), "sign step 
 """Direction and length of a step, relative to the norm of all weights; signs are the first step of Adam."""
 MAX_HALF, MIN_HALF = 6, 4
 """Units of half a quantum."""
-NUM_QUANTA, NUM_OUTSIDE, NUM_SAME = 6, 30, 6
+NUM_QUANTA, NUM_OUTSIDE, NUM_SAME = 16, 12, 12
 """Quanta of each method whose transfer is measured, and units outside: any, and of the same target token."""
 
 Figures = dict[str, float]
@@ -178,18 +185,19 @@ def transferring(
     rng = np.random.default_rng(seed)
     windows = rng.permutation(np.unique(units.window))[: NUM_OUTSIDE // 3]
     panel = np.flatnonzero(np.isin(units.window, windows))[:NUM_OUTSIDE]
-    found = {}
-    for name, by_number in labels.items():
-        if not _is_stepped(name):
-            continue
-        own = by_number.get("200 clusters", by_number[AS_MANY])
+    chosen = {name: labels[name].get("200 clusters", labels[name][AS_MANY]) for name in STEPPED if name in labels}
+    able = np.flatnonzero(np.all([_can_be_halved(own, units.document) for own in chosen.values()], axis=0))
+    anchors = rng.permutation(able)[:num_quanta]
+    found: dict[str, dict[str, TransferTotals]] = {}
+    for name, own in chosen.items():
         sums: dict[str, list[tuple[float, float, float]]] = {}
-        for quantum in _quanta_to_try(own, units.document, np.random.default_rng(seed), num_quanta):
-            members = np.flatnonzero(own == quantum)
-            first, second = split_documents(members, units.document[members], rng, max_units=MAX_HALF)
-            outside = panel[own[panel] != quantum]
-            same = np.flatnonzero(np.isin(units.target, units.target[second]) & (own != quantum))
-            same = np.sort(rng.permutation(same)[:NUM_SAME])
+        for anchor in anchors:
+            drawn = np.random.default_rng([seed, int(anchor)])
+            members = np.flatnonzero(own == own[anchor])
+            first, second = split_documents(members, units.document[members], drawn, max_units=MAX_HALF)
+            outside = panel[own[panel] != own[anchor]]
+            same = np.flatnonzero(np.isin(units.target, units.target[second]) & (own != own[anchor]))
+            same = np.sort(drawn.permutation(same)[:NUM_SAME])
             others = np.concatenate([second, same, outside])
             steps = measure_steps(losses, weights, first, others, steps=list(STEPS.values()))
             for how, step in zip(STEPS, steps, strict=True):
@@ -207,28 +215,46 @@ def transferring(
 
 
 def measure(seed: int, options: argparse.Namespace) -> dict[str, Figures]:
-    """All figures of one seed, by method; kept beside the model's cache as each part is done."""
-    cache = Path(options.cache).expanduser()
-    num_units = 300 if options.quick else options.units
-    units, result = cached_units(cache, seed, num_units=num_units, quick=options.quick, language=options.language)
-    started = time.perf_counter()
-    geometries = described(units)
-    labels = labels_of(units, geometries, seed)
-    emerging = co_emerging(units, geometries, labels, seed)
-    print(f"seed {seed}: co-emergence after {time.perf_counter() - started:.0f} s", flush=True)
-    found: dict[str, Figures] = {}
-    for name, columns in emerging.items():
-        found[name] = {column: value.value for column, value in columns.items()}
-        found[name] |= {f"{column}: documents": (value.high - value.low) / 2 for column, value in columns.items()}
-        for column, value in columns.items():
-            if column in emerging[DEFAULT]:
-                found[name][f"{column}: default less this"] = co_emergence_gain(emerging[DEFAULT][column], value)[1]
-    if not options.no_transfer:
-        folder = result.checkpoints[-1]
+    """All figures of one seed, by method: both parts from the cache, or made and kept there."""
+
+    def part(name: str, make: Callable[[], dict[str, Figures]]) -> dict[str, Figures]:
+        return kept(_figures(name, seed, options), make, again=options.again)
+
+    @cache
+    def prepared() -> tuple[Units, Path, dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+        units, result = cached_units(
+            Path(options.cache).expanduser(),
+            seed,
+            num_units=300 if options.quick else options.units,
+            quick=options.quick,
+            language=options.language,
+        )
+        geometries = described(units)
+        return units, result.checkpoints[-1], geometries, labels_of(units, geometries, seed)
+
+    def emergence() -> dict[str, Figures]:
+        units, _, geometries, labels = prepared()
+        emerging = co_emerging(units, geometries, labels, seed)
+        found: dict[str, Figures] = {}
+        for name, columns in emerging.items():
+            found[name] = {column: value.value for column, value in columns.items()}
+            found[name] |= {f"{column}: documents": (value.high - value.low) / 2 for column, value in columns.items()}
+            for column, value in columns.items():
+                if column in emerging[DEFAULT]:
+                    gain = co_emergence_gain(emerging[DEFAULT][column], value)[1]
+                    found[name][f"{column}: default less this"] = gain
+        return found
+
+    def transfer() -> dict[str, Figures]:
+        units, folder, _, labels = prepared()
         moved = transferring(units, folder, labels, seed, num_quanta=3 if options.quick else NUM_QUANTA)
-        for name, steps in moved.items():
-            found[name] |= {how: totals.selectivity for how, totals in steps.items()}
-    print(f"seed {seed}: done after {time.perf_counter() - started:.0f} s", flush=True)
+        return {name: {how: totals.selectivity for how, totals in steps.items()} for name, steps in moved.items()}
+
+    found = part(f"co-emergence-{RECIPE}", emergence)
+    if not options.no_transfer:
+        for name, figures in part(f"transfer-{STEPS_RECIPE}", transfer).items():
+            found[name] |= figures
+    print(f"seed {seed}: done", flush=True)
     return found
 
 
@@ -279,40 +305,30 @@ def main() -> None:
     found = []
     with threadpool_limits(options.threads):
         for seed in range(options.seed, options.seed + num_seeds):
-            found.append(kept(_figures(seed, options), partial(measure, seed, options), again=options.again))
+            found.append(measure(seed, options))
     rows = table(found)
     columns = ["rows", *[c for c in rows[1] if ":" not in c and "±" not in c and c != "rows"]]
     name = "learned_together" + ("" if options.language == "python" else f"_{options.language}")
     finish(name, columns, rows, bars_of(found), options)
 
 
-def _figures(seed: int, options: argparse.Namespace) -> Path:
+def _figures(part: str, seed: int, options: argparse.Namespace) -> Path:
     kind = "quick" if options.quick else str(options.units)
     kind += "" if options.language == "python" else f"-{options.language}"
-    name = f"figures-{RECIPE}-{kind}-{seed}{'-no-transfer' if options.no_transfer else ''}.json"
-    return Path(options.cache).expanduser() / "learned-together" / name
+    return Path(options.cache).expanduser() / "learned-together" / f"{part}-{kind}-{seed}.json"
 
 
 def _is_clustered(name: str) -> bool:
     return "layer " not in name and "all blocks" not in name and name != "gradient, whitened" and "32" not in name
 
 
-def _is_stepped(name: str) -> bool:
-    if name == DEFAULT:
-        return True
-    return not ("whitened at" in name or name.endswith(", whitened") or "all layers" in name or name == "shuffled")
-
-
-def _quanta_to_try(labels: np.ndarray, document: np.ndarray, rng: np.random.Generator, count: int) -> list[int]:
-    """Quanta that can be halved, drawn in proportion to their size."""
-    able = []
+def _can_be_halved(labels: np.ndarray, document: np.ndarray) -> np.ndarray:
+    """Of each unit whether its quantum has two halves of other documents, of some units each."""
+    able = np.zeros(len(labels), dtype=bool)
     for quantum in np.unique(labels):
         own = np.sort(np.unique(document[labels == quantum], return_counts=True)[1])[::-1]
-        if len(own) >= 2 and own.sum() >= 2 * MIN_HALF and own[1:].sum() >= MIN_HALF:
-            able.append(int(quantum))
-    sizes = np.array([(labels == q).sum() for q in able], float)
-    chosen = rng.choice(len(able), min(count, len(able)), replace=False, p=sizes / sizes.sum())
-    return [able[i] for i in chosen]
+        able[labels == quantum] = len(own) >= 2 and own.sum() >= 2 * MIN_HALF and own[1:].sum() >= MIN_HALF
+    return able
 
 
 def _whitened(rows: np.ndarray, strength: Literal["half", "full"], damping: float = 0.1) -> np.ndarray:
