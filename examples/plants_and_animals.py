@@ -49,6 +49,8 @@ WINDOW = 64
 PER_KIND = 4
 READ = 32
 """Held-out texts of each kind that one ledger reads; each seed's reads others."""
+DRAWN = 30
+"""Flows in the picture."""
 LEAST_SHARE = 0.01
 """Quanta with fewer of the texts are booked together."""
 
@@ -386,7 +388,8 @@ def main() -> None:
         for who, whose, size in pairs[:20]:
             print(f"  {who} {'helps' if size < 0 else 'hurts'} {whose}: {1000 * size:+.0f} beyond row and column")
         if options.html:
-            write_page(options.html, flows_page("Flows beyond chance", pairs, "beyond the means of row and column"))
+            meaning = f"beyond the means of row and column, the {min(DRAWN, len(pairs))} largest of {len(pairs)}"
+            write_page(options.html, flows_page("Flows beyond chance", pairs[:DRAWN], meaning))
     if not options.no_retraining:
         retraining = [study.retrained(seed) for seed in range(options.seeds)]
         print("the same by retraining without each kind, mean of the seeds:")
