@@ -11,6 +11,7 @@ whitened, the target token, the token before it, tf–idf vectors of the context
 - *Transfer*: selectivity of small steps: how much the log loss falls in the documents of a quantum that took no part,
   over how much it changes in units outside; `same token` counts outside units of the same target token only. The quanta
   of every method are those that the same units belong to, drawn among units that have a quantum of two halves in all.
+  Steps go along all weights, or along those alone whose gradients the rows hold (the paper's blocks).
 
 Five models, of five seeds: the demonstration's own and four of 300 steps (python_model.py); `--language english` trains
 five of 300 steps on the prose of docstrings. Means over them; bars ask
@@ -20,7 +21,7 @@ end of the 95 % interval of the paired difference (Student's t over the seeds) i
 
 import argparse
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +35,7 @@ from scipy.sparse import csr_array
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from quantascope.attribution.blocks import find_blocks
 from quantascope.attribution.clustering import average_linkage, refine
 from quantascope.attribution.learning import (
     CoEmergence,
@@ -173,11 +175,18 @@ def co_emerging(
 
 
 def transferring(
-    units: Units, folder: Path, labels: dict[str, dict[str, np.ndarray]], seed: int, *, num_quanta: int
+    units: Units,
+    folder: Path,
+    labels: dict[str, dict[str, np.ndarray]],
+    seed: int,
+    *,
+    num_quanta: int,
+    blocks: str,
 ) -> dict[str, dict[str, TransferTotals]]:
-    """By method and step: what carried over and what spilled."""
+    """By method and step: what carried over and what spilled, of steps along the weights of these blocks."""
     model = load(folder)
-    weights = list(model.parameters())
+    chosen_names = {name for block in find_blocks(model, blocks).blocks for name in block.parameters}
+    weights = [weight for name, weight in model.named_parameters() if name in chosen_names]
 
     def losses(chosen: np.ndarray) -> Tensor:
         return token_losses(model, units.batch(chosen))
@@ -245,15 +254,18 @@ def measure(seed: int, options: argparse.Namespace) -> dict[str, Figures]:
                     found[name][f"{column}: default less this"] = gain
         return found
 
-    def transfer() -> dict[str, Figures]:
+    def transfer(blocks: str) -> dict[str, Figures]:
         units, folder, _, labels = prepared()
-        moved = transferring(units, folder, labels, seed, num_quanta=3 if options.quick else NUM_QUANTA)
+        num_quanta = 3 if options.quick else NUM_QUANTA
+        moved = transferring(units, folder, labels, seed, num_quanta=num_quanta, blocks=blocks)
         return {name: {how: totals.selectivity for how, totals in steps.items()} for name, steps in moved.items()}
 
     found = part(f"co-emergence-{RECIPE}", emergence)
     if not options.no_transfer:
-        for name, figures in part(f"transfer-{STEPS_RECIPE}", transfer).items():
-            found[name] |= figures
+        for blocks, where in (("all", ""), ("paper", ", own weights")):
+            kind = f"transfer-{STEPS_RECIPE}{'' if blocks == 'all' else f'-{blocks}'}"
+            for name, figures in part(kind, partial(transfer, blocks)).items():
+                found[name] |= {how + where: value for how, value in figures.items()}
     print(f"seed {seed}: done", flush=True)
     return found
 
