@@ -25,8 +25,9 @@ CUTS = np.arange(5, 100, 5) / 100
 """Centre cosines that are tried."""
 _USUAL = 0.4
 """Where nothing speaks for another cut: planted directions come back whole from about 0.3 to 0.6."""
-_NO_WORSE = 0.05
-"""Differences of strength below this are no reason to leave the usual cut."""
+_NO_WORSE, _STRONG = 0.05, 0.7
+"""Differences of strength below the first are no reason to leave the usual cut, nor is any above the second: broad
+grains come back even more surely than the skills in them, wherever there are both."""
 
 _MOST_SPLITS = 8
 _DOUBTFUL = 0.25
@@ -73,7 +74,8 @@ def choose_cut(
     """The centre cosine at which to cut an average linkage of these unit rows.
 
     Of 19 cuts the one with the greatest prediction strength wins, or the one nearest to 0.4 among those that are within
-    0.05 of it, or within a standard error of the paired difference where there are several splits to tell it. Where
+    0.05 of it, or within a standard error of the paired difference where there are several splits to tell it, or that
+    reach 0.7 (Tibshirani & Walther take the finest clustering that reaches 0.8 to 0.9, not corrected for chance). Where
     none reaches 0.25, it is 0.4 if refined quanta of the halves agree better than those of shuffled columns do, and
     otherwise there is one quantum. Strength is averaged over both directions between the halves and over `num_splits`
     ways to halve (None: as many as add up to 4,000 rows, 1 to 8). Without `documents` every row is one. At most
@@ -95,7 +97,7 @@ def choose_cut(
     strengths = measured.mean(axis=0)
     best = int(strengths.argmax())
     errors = (measured[:, [best]] - measured).std(axis=0) / np.sqrt(len(measured)) if several > 1 else 0.0
-    no_worse = np.flatnonzero(strengths >= strengths[best] - np.maximum(errors, _NO_WORSE))
+    no_worse = np.flatnonzero(strengths >= np.minimum(strengths[best] - np.maximum(errors, _NO_WORSE), _STRONG))
     chosen = float(CUTS[no_worse[np.abs(CUTS[no_worse] - _USUAL).argmin()]])
     if strengths[best] < _DOUBTFUL:
         chosen = _USUAL if _has_structure(rows, documents, rng) else -1.0

@@ -13,6 +13,7 @@ from quantascope.attribution.clustering import (
     Clusterer,
     Tree,
     average_linkage,
+    choose,
     choose_cut,
     cut_clustering,
     group_sums,
@@ -227,3 +228,18 @@ def test_refuses_more_quanta_than_rows_and_no_rows():
 
 def test_every_public_name_resolves():
     assert all(getattr(clustering, name) is not None for name in clustering.__all__)
+
+
+@pytest.mark.parametrize(
+    ("strengths", "chosen"),
+    [
+        ({0.15: 0.94, 0.4: 0.75}, 0.4),  # skills come back strongly, the broad grain above them even more so
+        ({0.15: 0.94, 0.3: 0.72, 0.4: 0.6}, 0.3),
+        ({0.2: 0.5, 0.25: 0.46, 0.4: 0.3}, 0.25),  # nothing is strong: the strongest, or what is no worse
+    ],
+)
+def test_the_finest_grain_that_comes_back_is_not_given_up_for_a_broader_one(strengths, chosen, monkeypatch):
+    values = np.array([strengths.get(round(float(cut), 2), 0.1) for cut in choose.CUTS])
+    monkeypatch.setattr(choose, "_measured", lambda *_: np.stack([values, values]))
+    rows, _ = planted(5, 20, 2)
+    assert choose_cut(rows).cosine == pytest.approx(chosen)
