@@ -31,8 +31,12 @@ def temporary():
 
 @pytest.fixture
 def start(collect_flags, temporary):
-    """Starts the collection as a process with a Ray of its own."""
+    """Starts the collection as a process with a Ray of its own, which hears Ctrl-C even where these tests do not.
+
+    A shell's background jobs ignore it, and so would what they start.
+    """
     started = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def call(out):
         environment = clean_environment(TMPDIR=temporary)
@@ -41,6 +45,7 @@ def start(collect_flags, temporary):
         return started[-1]
 
     yield call
+    signal.signal(signal.SIGINT, before)
     for process in started:
         process.kill()
         process.communicate()
