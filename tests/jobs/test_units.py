@@ -92,6 +92,7 @@ def collected(run, engine, unit_type, *, rows_per_block=100, batch_tokens=24, wi
     plan = {
         "unit_type": unit_type,
         "window_tokens": window,
+        "loss": "cross-entropy, nats",
         "selection": asdict(config),
         "dim": engine.dim,
         "rows_per_block": rows_per_block,
