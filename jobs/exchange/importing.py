@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 16_000_000
 _PIECE_BYTES = 1 << 24
 _SHOWN_TOKENS = 1024
+"""Of a document, in a report."""
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """What bergson calls precisions."""
-"""Of a document, in a report."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
