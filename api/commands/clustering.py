@@ -36,7 +36,7 @@ def cluster(
         str | None, typer.Option(help="Blocks that count: all, paper, or patterns such as '*mlp*,*attention*'.")
     ] = None,
     block_weights: Annotated[
-        str | None, typer.Option(help="equal, or weights such as '*mlp*=2,*layers.0*=0.5'.")
+        str | None, typer.Option(help="equal or unit, or weights such as '*mlp*=2,*layers.0*=0.5'.")
     ] = None,
     whitening: Annotated[str, typer.Option(help="none, half or full.")] = "half",
     damping: Annotated[
@@ -101,8 +101,10 @@ def _blocks(blocks: str | None, weights: str | None) -> "BlockChoice":
     from ...attribution.quanta.block_choice import BlockChoice
 
     chosen = tuple(part.strip() for part in (blocks or "").split(",") if part.strip())
-    if weights is None or weights.strip() == "equal":
-        return BlockChoice(blocks=chosen, equal=weights is not None)
+    if weights is None:
+        return BlockChoice(blocks=chosen)
+    if "=" not in weights:
+        return BlockChoice(blocks=chosen, scale=one_of("--block-weights", weights.strip(), "equal", "unit"))
     pairs: list[tuple[str, float]] = []
     for part in weights.split(","):
         pattern, _, value = part.rpartition("=")
@@ -111,7 +113,7 @@ def _blocks(blocks: str | None, weights: str | None) -> "BlockChoice":
         except ValueError:
             pattern = ""
         if not pattern.strip():
-            raise ConfigurationError(f"--block-weights has {part!r}; give equal, or PATTERN=WEIGHT parted by commas")
+            raise ConfigurationError(f"--block-weights has {part!r}; give equal, unit or PATTERN=WEIGHT,…")
     return BlockChoice(blocks=chosen, weights=tuple(pairs))
 
 

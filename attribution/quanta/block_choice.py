@@ -8,7 +8,7 @@ Knows names and columns; not what a parameter does, beyond its name.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -29,11 +29,14 @@ class BlockChoice:
     nothing, or `all`, is every block."""
     weights: tuple[tuple[str, float], ...] = ()
     """Pattern and weight of a block's share in inner products, above 0; the last that fits wins, 1 where none does."""
-    equal: bool = False
-    """Whether every block first gets the same mean share of squared norm, whatever its gradients' size."""
+    scale: Literal["kept", "equal", "unit"] = "kept"
+    """What happens to blocks' sizes before they are weighed: `equal` gives every block the same mean share of squared
+    norm, `unit` makes every block of every row unit (a block of zero stays zero)."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
+        if self.scale not in ("kept", "equal", "unit"):
+            raise ConfigurationError(f"scale is {self.scale!r}; it is one of kept, equal, unit")
         for pattern, weight in self.weights:
             if not (np.isfinite(weight) and weight > 0):
                 raise ConfigurationError(
@@ -43,7 +46,7 @@ class BlockChoice:
     @property
     def is_plain(self) -> bool:
         """Whether rows stay as they are."""
-        return not self.weights and not self.equal and set(self.blocks) <= {"all"}
+        return not self.weights and self.scale == "kept" and set(self.blocks) <= {"all"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,10 +58,17 @@ class ChosenBlocks:
     """Square roots of the weights, float32."""
     names: tuple[str, ...]
     """The blocks that count."""
+    starts: Int64[np.ndarray, " block"] | None = None
+    """First kept column of each block, where blocks are made unit; None leaves their sizes."""
 
     def apply(self, rows: Float[np.ndarray, "unit dim"]) -> Float[np.ndarray, "unit kept"]:
-        """Rows cut to their chosen columns and weighed, as a new array; their norms change."""
-        kept: Float[np.ndarray, "unit kept"] = rows[:, self.columns] * self.factors
+        """Rows cut to their chosen columns, scaled and weighed, as a new array; their norms change."""
+        kept: Float[np.ndarray, "unit kept"] = rows[:, self.columns]
+        if self.starts is not None:
+            for block in np.split(kept, self.starts[1:], axis=1):  # views
+                norms = np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64))
+                block /= np.where(norms > 0, norms, 1)[:, None].astype(block.dtype)
+        kept *= self.factors
         return kept
 
 
@@ -67,20 +77,20 @@ def choose_blocks(
 ) -> ChosenBlocks:
     """The columns of a row set's blocks (`name`, `first_column`, `last_column` inclusive) that a choice keeps.
 
-    `mean_squares` is each block's mean share of a row's squared norm, which `equal` needs. Raises ConfigurationError
-    for a pattern that fits no block, and where no block is left.
+    `mean_squares` is each block's mean share of a row's squared norm, for equal shares. Raises ConfigurationError for a
+    pattern that fits no block, and where no block is left.
     """
     names = [str(block["name"]) for block in blocks]
     for pattern in (*choice.blocks, *(pattern for pattern, _ in choice.weights)):
         if pattern not in ("all", "paper") and not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigurationError(f"no block fits {pattern!r}; there are {', '.join(names)}")
     kept = [i for i, name in enumerate(names) if not choice.blocks or any(_fits(name, p) for p in choice.blocks)]
-    if choice.equal and mean_squares is not None:
+    if choice.scale == "equal" and mean_squares is not None:
         kept = [i for i in kept if mean_squares[i] > 0]
     if not kept:
         raise ConfigurationError(f"no block is left of {', '.join(names)}; choose others")
     weights = [_weight(names[i], choice.weights) for i in kept]
-    if choice.equal:
+    if choice.scale == "equal":
         if mean_squares is None:
             raise ConfigurationError("equal shares need each block's mean share of the squared norm")
         weights = [w / float(mean_squares[i]) for w, i in zip(weights, kept, strict=True)]
@@ -90,6 +100,7 @@ def choose_blocks(
         columns=np.concatenate(spans).astype(np.int64),
         factors=np.concatenate(factors).astype(np.float32),
         names=tuple(names[i] for i in kept),
+        starts=np.cumsum([0, *map(len, spans[:-1])]).astype(np.int64) if choice.scale == "unit" else None,
     )
 
 

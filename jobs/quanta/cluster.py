@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...attribution.clustering import AverageLinkage, Clusterer, Clustering, Refined
-from ...attribution.quanta.block_choice import BlockChoice, choose_blocks
+from ...attribution.quanta.block_choice import BlockChoice, ChosenBlocks, choose_blocks
 from ...attribution.quanta.envelope import fit_envelope
 from ...attribution.quanta.layout import lay_out
 from ...attribution.quanta.rank_frequency import TailFit, fit_rank_frequency, fit_tail
@@ -140,17 +140,14 @@ def _prepare(run: Run, row_set: AnyRows, config: QuantaConfig) -> tuple[Preparat
             f"No row of {row_set.name!r} can be clustered: of {len(status)} units {(status == Status.ZERO).sum()} have "
             f"a gradient of zero and {(status == Status.REFUSED).sum()} one that is not finite. Collect other units."
         )
-    units, norms = row_set.units(), row_set.block_norms()
-    blocks = None
-    if not config.blocks.is_plain:
-        squares = np.square(norms[kept].astype(np.float64))
-        shares = (squares / np.maximum(squares.sum(axis=1, keepdims=True), 1e-300)).mean(axis=0)
-        blocks = choose_blocks(config.blocks, row_set.plan["blocks"], shares)
+    units, norms = row_set.units(), row_set.block_norms()[kept]
+    blocks = _chosen(row_set, norms, config)
+    if blocks is not None:
         rows = blocks.apply(rows)
     lengths = np.linalg.norm(rows, axis=1)
     usable = lengths > 1e-6
     if not usable.all():  # the gradient lies in blocks that were left out
-        kept, rows, lengths = kept[usable], rows[usable], lengths[usable]
+        kept, rows, lengths, norms = kept[usable], rows[usable], lengths[usable], norms[usable]
     if not len(rows):
         raise ConfigurationError(f"Every row is zero in the blocks {', '.join(config.blocks.blocks)}: choose others.")
     rows /= lengths[:, None]
@@ -165,9 +162,18 @@ def _prepare(run: Run, row_set: AnyRows, config: QuantaConfig) -> tuple[Preparat
         raw=rows,
         norms=np.asarray(units["norm"], np.float32) * lengths.astype(np.float32),
         rows=whitener.apply(rows),
-        block_norms=norms[kept],
+        block_norms=norms,
     )
     return preparation, found
+
+
+def _chosen(row_set: AnyRows, norms: np.ndarray, config: QuantaConfig) -> ChosenBlocks | None:
+    """The blocks that count, of rows with these norms per block; None where rows stay as they are."""
+    if config.blocks.is_plain:
+        return None
+    squares = np.square(norms.astype(np.float64))
+    shares = (squares / np.maximum(squares.sum(axis=1, keepdims=True), 1e-300)).mean(axis=0)
+    return choose_blocks(config.blocks, row_set.plan["blocks"], shares)
 
 
 def _require_different(rows: np.ndarray, document: np.ndarray, config: QuantaConfig) -> None:
@@ -250,10 +256,11 @@ def _agreement_across(other: RowSet, clustered: np.ndarray, labels: np.ndarray, 
     """Agreement with the clustering of another projection's rows, on the units that both have."""
     kept, rows = other.unit_rows()
     common, here, there = np.intersect1d(clustered, kept, return_indices=True)
-    if not config.blocks.is_plain:
-        rows = choose_blocks(config.blocks, other.plan["blocks"], None).apply(rows)
-    document = np.asarray(other.units().take(pa.array(common))["document"])
     rows = rows[there]
+    blocks = _chosen(other, other.block_norms()[common], config)
+    if blocks is not None:
+        rows = blocks.apply(rows)
+    document = np.asarray(other.units().take(pa.array(common))["document"])
     prepared = Whitener.fit(rows, config.whitening).apply(rows)
     return agreement(labels[here], config.clusterer.cluster(prepared, document).assignments)
 

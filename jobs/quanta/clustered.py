@@ -42,6 +42,8 @@ class Preparation:
         arrays = {f"whitener_{name}": array for name, array in self.whitener.to_arrays().items()}
         if self.blocks is not None:
             arrays |= {"block_columns": self.blocks.columns, "block_factors": self.blocks.factors}
+            if self.blocks.starts is not None:
+                arrays["block_starts"] = self.blocks.starts
         return arrays
 
 
@@ -106,12 +108,14 @@ class Quanta:
         chosen = self.facts.get("blocks")
         if chosen is None:
             return Preparation(whitener=whitener)
+        is_unit = self.facts["config"]["blocks"].get("scale") == "unit"
         return Preparation(
             whitener=whitener,
             blocks=ChosenBlocks(
                 columns=self._derived.array("block_columns"),
                 factors=self._derived.array("block_factors"),
                 names=tuple(chosen),
+                starts=self._derived.array("block_starts") if is_unit else None,
             ),
         )
 

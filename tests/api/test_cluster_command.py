@@ -58,8 +58,11 @@ def test_blocks_are_chosen_and_weighed_when_clustering(cli, refused, run_copy):
     assert stored.array("centroids").shape[1] < main.array("centroids").shape[1]
     trace = connect(run_copy, quanta="mlp").trace("When John and Mary went to", " the", k=3)
     assert trace.units[0].score == pytest.approx(1, abs=0.01)  # the behaviour's row is cut to the same blocks
+    cli("cluster", run_copy, "--name", "unit", "--block-weights", "unit", "--num-quanta", "5")
+    trace = connect(run_copy, quanta="unit").trace("When John and Mary went to", " the", k=3)
+    assert trace.units[0].score == pytest.approx(1, abs=0.01)  # and its blocks are made unit like theirs
     assert "no block fits" in refused(ConfigurationError, "cluster", run_copy, "--blocks", "*conv*")
-    for weights in ("*mlp*", "*mlp*=x", "=2", "*mlp*=-1"):
+    for weights in ("*mlp*", "", "*mlp*=x", "=2", "*mlp*=-1"):
         refused(ConfigurationError, "cluster", run_copy, "--block-weights", weights)
 
 

@@ -36,8 +36,20 @@ def test_equal_shares_are_equal_on_average():
     rows = rng.standard_normal((4_000, 15)).astype(np.float32) * np.repeat([9, 1, 0.1, 3, 0.5], 3)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     squares = np.square(rows).reshape(-1, 5, 3).sum(axis=2).mean(axis=0)
-    found = np.square(chosen(equal=True, shares=squares).apply(rows)).reshape(-1, 5, 3).sum(axis=2).mean(axis=0)
+    found = np.square(chosen(scale="equal", shares=squares).apply(rows)).reshape(-1, 5, 3).sum(axis=2).mean(axis=0)
     np.testing.assert_allclose(found, 1, rtol=1e-3)
+
+
+def test_unit_blocks_are_unit_in_every_row_then_weighed():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((3, 15)).astype(np.float32) * np.repeat([9, 1, 0.1, 3, 0.5], 3).astype(np.float32)
+    rows[1, 9:12] = 0  # a block of zero stays zero
+    before = rows.copy()
+    found = chosen(blocks=("*layers*", "lm_head"), scale="unit", weights=(("lm_head", 4.0),)).apply(rows)
+    norms = np.linalg.norm(found.reshape(3, 4, 3), axis=2)
+    np.testing.assert_allclose(norms, [[1, 1, 1, 2], [1, 1, 0, 2], [1, 1, 1, 2]], rtol=1e-6)
+    np.testing.assert_allclose(found[0, 3:6], rows[0, 6:9] / np.linalg.norm(rows[0, 6:9]), rtol=1e-6)
+    assert np.array_equal(rows, before)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +59,8 @@ def test_equal_shares_are_equal_on_average():
         ({"weights": (("*conv*", 2.0),)}, "no block fits"),
         ({"weights": (("*", 0.0),)}, "above 0"),
         ({"weights": (("*", float("nan")),)}, "above 0"),
-        ({"equal": True}, "mean share"),
+        ({"scale": "equal"}, "mean share"),
+        ({"scale": "same"}, "one of kept, equal, unit"),
     ],
 )
 def test_refuses_what_fits_nothing(settings, message):

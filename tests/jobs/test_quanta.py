@@ -10,6 +10,7 @@ import torch
 
 from quantascope import connect
 from quantascope.attribution.clustering import AverageLinkage, Refined
+from quantascope.attribution.quanta.block_choice import BlockChoice
 from quantascope.attribution.quanta.interference import BEYOND
 from quantascope.errors import ConfigurationError, RunMismatchError, RunNotFoundError
 from quantascope.jobs.models.model import ModelSource, load_model
@@ -261,6 +262,10 @@ def test_another_projection_of_the_same_units_is_compared(tiny_collection, tmp_p
     for seed in (0, 1):
         rows = RowConfig(dim=128, rows_per_block=8, batch_tokens=128, seed=seed)
         collect(replace(tiny_collection(out, rows=rows), name=f"s{seed}"), RayOptions())
-    found = make_quanta(Run.open(out), QuantaConfig(rows="s0", clusterer=AverageLinkage(num_quanta=3)))
-    assert list(found.facts["stability"]["projections"]) == ["s1"]
-    assert -1 <= found.facts["stability"]["projections"]["s1"] <= 1
+    for scale in ("kept", "equal", "unit"):
+        config = QuantaConfig(
+            rows="s0", blocks=BlockChoice(scale=scale), clusterer=AverageLinkage(num_quanta=3), name=scale
+        )
+        found = make_quanta(Run.open(out), config)
+        assert list(found.facts["stability"]["projections"]) == ["s1"]
+        assert -1 <= found.facts["stability"]["projections"]["s1"] <= 1
