@@ -8,15 +8,15 @@ whitened, the target token, the token before it, tf–idf vectors of the context
   its cluster mates (100, 200, and as many clusters as there are previous tokens), always of the same target token and
   of other documents, beyond the mean curve of that token. `beyond last` is the same once the loss at the end of
   training has been allowed for.
-- *Transfer*: selectivity of small steps: how much the log loss falls in the documents of a quantum that took no part,
-  over how much it changes in units outside; `same token` counts outside units of the same target token only. The quanta
-  of every method are those that the same units belong to, drawn among units that have a quantum of two halves in all.
-  Steps go along all weights, or along those alone whose gradients the rows hold (the paper's blocks).
+- *Transfer* (transfer.py): selectivity of small steps: how far the log loss falls in documents of a group that took
+  no part, over how much it changes in units outside; `same token` counts outside units of the same target token only.
+  Groups are clusters, or of equal sizes; anchors are drawn among units that have a group of two halves by all methods.
 
 Five models, of five seeds: the demonstration's own and four of 300 steps (python_model.py); `--language english` trains
 five of 300 steps on the prose of docstrings. Means over them; bars ask
-that gradients (of the paper's blocks, each made unit, whitened) beat the best rival, chosen afterwards: the lower
-end of the 95 % interval of the paired difference (Student's t over the seeds) is above 0; of one seed, the difference.
+that gradients (of the paper's blocks, each made unit; whitened for co-emergence, as they are for transfer) beat the
+best rival, chosen afterwards: the lower end of the 95 % interval of the paired difference (Student's t over the seeds)
+is above 0; of one seed, the difference.
 """
 
 import argparse
@@ -29,24 +29,21 @@ import numpy as np
 import torch
 from planted.keep import kept
 from planted.statistics import half_interval
-from python_model import BLOCK, Units, cached_units, load
+from python_model import BLOCK, Units, cached_units, kronecker, load, rows_of
 from result import Bar, arguments, finish
 from scipy.sparse import csr_array
 from threadpoolctl import threadpool_limits
-from torch import Tensor
+from transfer import GROUP, Group, anchors_of, of_labels, of_nearest, transferring
 
 from quantascope.attribution.blocks import find_blocks
 from quantascope.attribution.clustering import average_linkage, refine
 from quantascope.attribution.learning import (
     CoEmergence,
-    TransferTotals,
     beyond_last,
     co_emergence,
     co_emergence_gain,
     mates_in_groups,
-    measure_steps,
     nearest_mates,
-    split_documents,
 )
 from quantascope.attribution.losses import token_losses
 from quantascope.attribution.whitening import Whitener, WhiteningConfig, unit_rows
@@ -55,23 +52,20 @@ LOSS = "gradient, half whitened"
 MARGIN = "gradient of margins, half whitened"
 DEFAULT = "gradient, unit blocks, whitened at damping 5"
 """Chosen on seed 0 among powers and dampings; the other seeds had no say."""
-RECIPE, STEPS_RECIPE = 2, 1
+PLAIN = "gradient, unit blocks"
+"""Judged by transfer; chosen on the first models of both languages and the second of Python."""
+RECIPE, STEPS_RECIPE = 3, 2
 """Of co-emergence and of transfer; raised when what is measured changes: figures in the cache are then made again."""
 STEPPED = (
-    DEFAULT, "gradient", LOSS, MARGIN, "activations 3, half whitened", "activations 4, half whitened",
+    PLAIN, LOSS, DEFAULT, "activations 4", "activations 4, half whitened", "activations of all layers",
     "activations of all layers, whitened", "tf–idf of 8 tokens", "target token", "previous token",
-    "shuffled within target",
 )  # fmt: skip
 """Whose transfer is measured, of those that a model of few layers has."""
 NEIGHBOURS = (5, 10)
 AS_MANY = "as many clusters as previous tokens"
 CLUSTERS = {"100 clusters": 100, "200 clusters": 200}
-STEPS = {"step 0.0003": (None, 0.0003), "step 0.003": (None, 0.003), "sign step 0.001": (torch.sign, 0.001)}
-"""Direction and length of a step, relative to the norm of all weights; signs are the first step of Adam."""
-MAX_HALF, MIN_HALF = 6, 4
-"""Units of half a quantum."""
-NUM_QUANTA, NUM_OUTSIDE, NUM_SAME = 16, 12, 12
-"""Quanta of each method whose transfer is measured, and units outside: any, and of the same target token."""
+NUM_CLUSTERS, NUM_EQUAL = 16, 40
+"""Anchors of each model whose clusters, and whose groups of equal sizes, are stepped on."""
 
 Figures = dict[str, float]
 
@@ -84,7 +78,10 @@ def described(units: Units) -> dict[str, np.ndarray]:
         LOSS: _whitened(paper, "half"),
         "gradient, whitened": _whitened(paper, "full"),
         "gradient, whitened at damping 5": _whitened(paper, "full", 5.0),
+        PLAIN: unit_blocks(paper),
+        "gradient, unit blocks, half whitened": _whitened(unit_blocks(paper), "half"),
         DEFAULT: _whitened(unit_blocks(paper), "full", 5.0),
+        "gradient, equal blocks, half whitened": _whitened(equal_blocks(paper), "half"),
         "gradient of all blocks, half whitened": _whitened(units.rows, "half"),
     }
     margins = units.margin_rows[:, units.kinds == 0]
@@ -100,10 +97,32 @@ def described(units: Units) -> dict[str, np.ndarray]:
     found["activations of all layers"] = together
     found["activations of all layers, half whitened"] = _whitened(together, "half")
     found["activations of all layers, whitened"] = _whitened(together, "full")
-    found["activations of all layers, whitened at damping 0.01"] = _whitened(together, "full", 0.01)
+    for damping in (0.01, 1.0):
+        found[f"activations of all layers, whitened at damping {damping:g}"] = _whitened(together, "full", damping)
     for length in (8, 32):
         found[f"tf–idf of {length} tokens"] = tf_idf(units.contexts(length), int(units.ids.max()) + 1)
     return {name: unit_rows(rows) for name, rows in found.items()}
+
+
+def of_parts(units: Units, folder: Path) -> dict[str, np.ndarray]:
+    """Unit rows of single parts of the network, and of gradients that K-FAC preconditions."""
+    model, where = load(folder), (units.window, units.position)
+    names = np.repeat([block.name for block in find_blocks(model, "all").blocks], BLOCK)
+    found = {}
+    for part in ("attention", "mlp"):
+        own = units.rows[:, (units.kinds == 0) & (np.char.find(names, part) >= 0)]
+        found[f"gradient of {part}, half whitened"] = _whitened(own, "half")
+    rows, kinds, _ = rows_of(model, units.ids, where, token_losses, kronecker(model, units.ids, where, token_losses))
+    found["gradient, K-FAC"] = rows[:, kinds == 0]
+    found["gradient, K-FAC, half whitened"] = _whitened(rows[:, kinds == 0], "half")
+    return {name: unit_rows(values) for name, values in found.items()}
+
+
+def equal_blocks(rows: np.ndarray) -> np.ndarray:
+    """Every block with the same mean share of squared norm."""
+    blocks = unit_rows(rows).reshape(len(rows), -1, BLOCK)
+    shares = np.square(blocks).sum(axis=2).mean(axis=0)
+    return np.asarray((blocks / np.sqrt(shares)[None, :, None]).reshape(len(rows), -1))
 
 
 def unit_blocks(rows: np.ndarray) -> np.ndarray:
@@ -174,53 +193,24 @@ def co_emerging(
     return found
 
 
-def transferring(
-    units: Units,
-    folder: Path,
-    labels: dict[str, dict[str, np.ndarray]],
-    seed: int,
-    *,
-    num_quanta: int,
-    blocks: str,
-) -> dict[str, dict[str, TransferTotals]]:
-    """By method and step: what carried over and what spilled, of steps along the weights of these blocks."""
-    model = load(folder)
-    chosen_names = {name for block in find_blocks(model, blocks).blocks for name in block.parameters}
-    weights = [weight for name, weight in model.named_parameters() if name in chosen_names]
+def groups_of(
+    units: Units, geometries: dict[str, np.ndarray], labels: dict[str, dict[str, np.ndarray]], seed: int
+) -> tuple[dict[str, Group], dict[str, Group]]:
+    """Clusters, and groups of equal sizes; a token's units are as near as chance has it, and then by the one before."""
+    clusters = {
+        name: of_labels(labels[name].get("200 clusters", labels[name][AS_MANY]))
+        for name in (*STEPPED, "shuffled within target")
+        if name in labels
+    }
+    chance = np.random.default_rng(seed).random((len(units.target), len(units.target)), dtype=np.float32)
+    equal = {n: of_nearest(partial(_by_rows, geometries[n]), units) for n in STEPPED if n in geometries}
+    equal["previous token"] = of_nearest(lambda a: (units.previous == units.previous[a]) + chance[a] / 2, units)
+    equal["random within target"] = of_nearest(lambda a: chance[a], units)
+    return clusters, equal
 
-    def losses(chosen: np.ndarray) -> Tensor:
-        return token_losses(model, units.batch(chosen))
 
-    rng = np.random.default_rng(seed)
-    windows = rng.permutation(np.unique(units.window))[: NUM_OUTSIDE // 3]
-    panel = np.flatnonzero(np.isin(units.window, windows))[:NUM_OUTSIDE]
-    chosen = {name: labels[name].get("200 clusters", labels[name][AS_MANY]) for name in STEPPED if name in labels}
-    able = np.flatnonzero(np.all([_can_be_halved(own, units.document) for own in chosen.values()], axis=0))
-    anchors = rng.permutation(able)[:num_quanta]
-    found: dict[str, dict[str, TransferTotals]] = {}
-    for name, own in chosen.items():
-        sums: dict[str, list[tuple[float, float, float]]] = {}
-        for anchor in anchors:
-            drawn = np.random.default_rng([seed, int(anchor)])
-            members = np.flatnonzero(own == own[anchor])
-            first, second = split_documents(members, units.document[members], drawn, max_units=MAX_HALF)
-            outside = panel[own[panel] != own[anchor]]
-            same = np.flatnonzero(np.isin(units.target, units.target[second]) & (own != own[anchor]))
-            same = np.sort(drawn.permutation(same)[:NUM_SAME])
-            others = np.concatenate([second, same, outside])
-            steps = measure_steps(losses, weights, first, others, steps=list(STEPS.values()))
-            for how, step in zip(STEPS, steps, strict=True):
-                falls = np.split(step.falls, [len(second), len(second) + len(same)])
-                carried, alike, away = falls[0].mean(), np.abs(falls[1]), np.abs(falls[2])
-                sums.setdefault(how, []).append((carried, away.mean(), alike.mean() if len(alike) else np.nan))
-        for how, values in sums.items():
-            carried, spilled, alike = np.array(values).T
-            key = found.setdefault(name, {})
-            key[how] = TransferTotals(carried=carried, spilled=spilled)
-            known = np.isfinite(alike)
-            if known.mean() > 0.5:
-                key[f"{how}, same token"] = TransferTotals(carried=carried[known], spilled=alike[known])
-    return found
+def _by_rows(rows: np.ndarray, anchor: int) -> np.ndarray:
+    return np.asarray(rows @ rows[anchor])
 
 
 def measure(seed: int, options: argparse.Namespace) -> dict[str, Figures]:
@@ -242,8 +232,8 @@ def measure(seed: int, options: argparse.Namespace) -> dict[str, Figures]:
         return units, result.checkpoints[-1], geometries, labels_of(units, geometries, seed)
 
     def emergence() -> dict[str, Figures]:
-        units, _, geometries, labels = prepared()
-        emerging = co_emerging(units, geometries, labels, seed)
+        units, folder, geometries, labels = prepared()
+        emerging = co_emerging(units, geometries | of_parts(units, folder), labels, seed)
         found: dict[str, Figures] = {}
         for name, columns in emerging.items():
             found[name] = {column: value.value for column, value in columns.items()}
@@ -254,32 +244,38 @@ def measure(seed: int, options: argparse.Namespace) -> dict[str, Figures]:
                     found[name][f"{column}: default less this"] = gain
         return found
 
-    def transfer(blocks: str) -> dict[str, Figures]:
-        units, folder, _, labels = prepared()
-        num_quanta = 3 if options.quick else NUM_QUANTA
-        moved = transferring(units, folder, labels, seed, num_quanta=num_quanta, blocks=blocks)
-        return {name: {how: totals.selectivity for how, totals in steps.items()} for name, steps in moved.items()}
+    def transfer() -> dict[str, Figures]:
+        units, folder, geometries, labels = prepared()
+        moved: dict[str, Figures] = {}
+        kinds = zip(groups_of(units, geometries, labels, seed), ("clusters", "equal sizes"), strict=True)
+        for groups, kind in kinds:
+            num, least = (NUM_CLUSTERS, 0) if kind == "clusters" else (NUM_EQUAL, 3 * GROUP)
+            num, least = (3, 0) if options.quick else (num, least)
+            anchors = anchors_of(groups, units, num, np.random.default_rng(seed), least=least)
+            for name, figures in transferring(units, folder, groups, anchors, seed).items():
+                own = moved.setdefault(name, {})
+                own |= {f"{how}, {kind}": value for how, value in figures.items()}
+        return moved
 
     found = part(f"co-emergence-{RECIPE}", emergence)
     if not options.no_transfer:
-        for blocks, where in (("all", ""), ("paper", ", own weights")):
-            kind = f"transfer-{STEPS_RECIPE}{'' if blocks == 'all' else f'-{blocks}'}"
-            for name, figures in part(kind, partial(transfer, blocks)).items():
-                found[name] |= {how + where: value for how, value in figures.items()}
+        for name, figures in part(f"transfer-{STEPS_RECIPE}", transfer).items():
+            found[name] = found.get(name, {}) | figures
     print(f"seed {seed}: done", flush=True)
     return found
 
 
 def bars_of(found: list[dict[str, Figures]]) -> list[Bar]:
-    """The default against the best rival, and against random groups, in each column."""
+    """Gradients against the best rival in each column."""
     columns = [c for c in found[0][DEFAULT] if ":" not in c]
     bars = []
     for column in columns:
+        ours = PLAIN if "step" in column else DEFAULT
         rivals = [n for n in found[0] if is_rival(n) and all(column in f[n] for f in found)]
         if not rivals:
             continue
         best = max(rivals, key=lambda name: np.mean([f[name][column] for f in found]))
-        gains = np.array([f[DEFAULT][column] - f[best][column] for f in found])
+        gains = np.array([f[ours][column] - f[best][column] for f in found])
         low = float(gains.mean() - half_interval(gains)) if len(gains) > 1 else float(gains[0])
         bars.append(Bar(name=f"{column}: gradients less {best}", value=low, limit=0.0, holds=low > 0))
     return bars
@@ -295,10 +291,11 @@ def table(found: list[dict[str, Figures]]) -> list[dict[str, object]]:
             values = np.array([f[name][column] for f in found if column in f.get(name, {})])
             row[column] = float(values.mean())
             row[f"{column} ±"] = half_interval(values)
-            if name != DEFAULT and column in found[0][DEFAULT]:
-                gains = np.array([f[DEFAULT][column] - f[name][column] for f in found if column in f.get(name, {})])
-                row[f"{column}: default less this"] = float(gains.mean())
-                row[f"{column}: default less this ±"] = half_interval(gains)
+            ours = PLAIN if "step" in column else DEFAULT
+            if name != ours and column in found[0][ours]:
+                gains = np.array([f[ours][column] - f[name][column] for f in found if column in f.get(name, {})])
+                row[f"{column}: ours less this"] = float(gains.mean())
+                row[f"{column}: ours less this ±"] = half_interval(gains)
         rows.append(row)
     return rows
 
@@ -331,16 +328,8 @@ def _figures(part: str, seed: int, options: argparse.Namespace) -> Path:
 
 
 def _is_clustered(name: str) -> bool:
-    return "layer " not in name and "all blocks" not in name and name != "gradient, whitened" and "32" not in name
-
-
-def _can_be_halved(labels: np.ndarray, document: np.ndarray) -> np.ndarray:
-    """Of each unit whether its quantum has two halves of other documents, of some units each."""
-    able = np.zeros(len(labels), dtype=bool)
-    for quantum in np.unique(labels):
-        own = np.sort(np.unique(document[labels == quantum], return_counts=True)[1])[::-1]
-        able[labels == quantum] = len(own) >= 2 and own.sum() >= 2 * MIN_HALF and own[1:].sum() >= MIN_HALF
-    return able
+    aside = ("layer ", "all blocks", "equal blocks", "gradient, whitened", "32")
+    return not any(part in name for part in aside) or name == "gradient, whitened at damping 5"
 
 
 def _whitened(rows: np.ndarray, strength: Literal["half", "full"], damping: float = 0.1) -> np.ndarray:

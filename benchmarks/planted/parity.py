@@ -34,8 +34,6 @@ class ParityConfig:
     """At equal distances, from the first step to the last."""
     samples_per_task: int = 256
     """Held-out examples of each task for the curves."""
-    num_training_examples: int | None = None
-    """A fixed training set of this size, drawn again and again; None draws fresh examples for every step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -122,28 +120,18 @@ def train_parity(seed: int, config: ParityConfig | None = None) -> ParityRun:
     held_out = problem.examples(torch.arange(config.num_tasks).repeat_interleave(config.samples_per_task), generator)
     model = _network(config, generator)
     optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
-    fixed = problem.sample(config.num_training_examples, generator) if config.num_training_examples else None
     wanted = np.unique(np.linspace(0, config.num_steps, config.num_checkpoints).round().astype(int))
     losses = [_by_task(model, held_out, config)]
     for step in range(1, config.num_steps + 1):
         if config.decay:
             optimiser.param_groups[0]["lr"] = config.learning_rate * (1 - (step - 1) / config.num_steps)
-        inputs, labels = _batch(problem, fixed, generator)
+        batch = problem.sample(config.batch_size, generator)
         optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(cross_entropy(model(inputs), labels))
+        torch.autograd.backward(cross_entropy(model(batch.inputs), batch.labels))
         optimiser.step()
         if step in wanted:
             losses.append(_by_task(model, held_out, config))
     return ParityRun(problem=problem, model=model.eval().requires_grad_(False), steps=wanted, losses=np.array(losses))
-
-
-def _batch(problem: ParityProblem, fixed: Examples | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    size = problem.config.batch_size
-    if fixed is None:
-        fresh = problem.sample(size, generator)
-        return fresh.inputs, fresh.labels
-    picked = torch.randint(0, len(fixed.labels), (min(size, len(fixed.labels)),), generator=generator)
-    return fixed.inputs[picked], fixed.labels[picked]
 
 
 def _network(config: ParityConfig, generator: torch.Generator) -> nn.Sequential:

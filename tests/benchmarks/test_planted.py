@@ -32,6 +32,13 @@ def parity(planted):
     return module
 
 
+@pytest.fixture
+def scaling(planted):
+    from planted import parity_scaling as module
+
+    return module
+
+
 def test_there_are_enough_skills_and_they_share_their_answers(language):
     assert len(language.SKILLS) >= 40
     drawn = language.Language.draw(0)
@@ -109,6 +116,42 @@ def test_a_network_learns_the_commonest_task_first(parity):
     assert run.losses[-1, 0] < 0.05
     first = [(run.losses[:, task] < 0.35).argmax() if run.losses[-1, task] < 0.35 else 99 for task in range(3)]
     assert first[0] < first[2]
+
+
+def test_networks_side_by_side_do_not_meet(scaling, parity):
+    config = parity.ParityConfig(num_tasks=5, num_bits=6)
+    examples = parity.ParityProblem.draw(0, config).sample(40, torch.Generator().manual_seed(0))
+    widths = (3, 7)
+    model = scaling.SideBySide(5, 6, widths, torch.Generator().manual_seed(1))
+    logits = model(examples)
+    torch.nn.functional.cross_entropy(logits[:, 0], examples.labels).backward()
+    start = 0
+    for network, width in enumerate(widths):
+        own = slice(start, start + width)
+        first = torch.cat([model.control, model.first])[:, own]
+        hidden = torch.relu(examples.inputs @ first + model.first_bias[own])
+        torch.testing.assert_close(logits[:, network], hidden @ model.second[own] + model.second_bias[network])
+        for weight in (model.control.grad[:, own], model.first.grad[:, own], model.second.grad[own]):
+            assert weight.any() == (network == 0)
+        start += width
+
+
+def test_losses_of_a_fixed_training_set_stop_after_their_least(scaling, parity):
+    small = {"num_tasks": 3, "num_bits": 8, "num_steps": 3_000, "batch_size": 100, "learning_rate": 1e-2}
+    config = parity.ParityConfig(exponent=1.4, num_checkpoints=60, samples_per_task=64, **small)
+    found, again = (scaling.fall(0, config, (32,), num_training_examples=60) for _ in range(2))
+    np.testing.assert_array_equal(found.losses, again.losses)
+    assert found.steps[-1] < 3_000  # sixty examples are soon known by heart
+    assert (found.means[-8:] > 1.05 * found.means.min()).all()
+    assert found.parameters.tolist() == [32 * (3 + 8 + 3) + 2]
+
+
+def test_the_exponent_of_a_power_law_is_found(scaling):
+    scales = np.geomspace(10, 1_000, 9)
+    value, count = scaling.exponent(scales, np.maximum(3 * scales**-0.4, 0))
+    assert value == pytest.approx(0.4)
+    assert count == (3 * scales**-0.4 < 0.9 * np.log(2)).sum()
+    assert np.isnan(scaling.exponent(scales, np.full(9, 0.7))[0])
 
 
 @pytest.mark.slow
