@@ -3,6 +3,7 @@
 N clusters of sizes ⌊A/i⌋ (A = 100 for N = 30, 1,000 for N = 300); centres are drawn from a normal distribution in 1,000
 dimensions, rows are centres plus σ times such noise, projected to fewer dimensions by a normal matrix, and made unit.
 Every clusterer gets the same rows (20 seeds, 3 with --quick; where N = 300, most get fewer: the table says how many).
+Stopped and given again, it goes on with the seed that it was at.
 `nearest centre` knows the true centres; all but `default, N unknown`, Leiden and density know N. Bars compare the
 default with scipy's average linkage of all pairs: means of paired differences, with 95 % intervals (Student's t); the
 interval's lower end counts, with --quick the mean.
@@ -11,11 +12,16 @@ interval's lower end counts, with --quick the mean.
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from planted.keep import kept
+from planted.statistics import half_interval
 from result import Bar, arguments, finish
 from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.stats import t as student
+from scipy.spatial.distance import squareform
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
@@ -26,8 +32,11 @@ from quantascope.attribution.whitening import unit_rows
 
 SETTINGS = [(n, sigma, dim) for n in (30, 300) for sigma in (2, 3) for dim in (1_000, 256, 64)]
 HEADROOM = [(30, 2, 64), (30, 3, 256), (300, 2, 64)]
-SEEDS_OF_RIVALS, SEEDS_OF_SPECTRAL = 2, 1
-"""Seeds for which all but the default and scipy's linkage are run at N = 300; spectral, a minute each, at σ = 2."""
+SEEDS_ALONE, SEEDS_OF_RIVALS, SEEDS_OF_SPECTRAL = 5, 3, 1
+"""At N = 300: seeds with N unknown, and of all others but the default and scipy's linkage; spectral, a minute each, at
+σ = 2."""
+RECIPE = 1
+"""Raised when what is measured changes: figures in the cache are then made again."""
 LEAST_SIZE = 5
 DEFAULT, LINKAGE, ALONE = "default", "scipy average linkage", "default, N unknown"
 
@@ -51,7 +60,10 @@ def planted(num_quanta: int, sigma: float, dim: int, seed: int, largest: int | N
 
 def by_scipy(rows: np.ndarray, num_quanta: int) -> Labels:
     """Average linkage of all pairs on cosine distances, the mark to beat."""
-    return fcluster(linkage(rows, method="average", metric="cosine"), num_quanta, criterion="maxclust")
+    unit = rows.astype(np.float64)
+    distances = np.clip(1 - unit @ unit.T, 0, 2)
+    np.fill_diagonal(distances, 0)
+    return fcluster(linkage(squareform(distances, checks=False), method="average"), num_quanta, criterion="maxclust")
 
 
 def of(clusterer: Clusterer) -> Callable[[np.ndarray], Labels]:
@@ -88,37 +100,42 @@ def is_run(name: str, setting: tuple[int, int, int], turn: int) -> bool:
         return True
     if name in ("the paper's", "spectral, cos squared"):
         return sigma == 2 and turn < SEEDS_OF_SPECTRAL
-    return turn < SEEDS_OF_RIVALS
+    return turn < (SEEDS_ALONE if name == ALONE else SEEDS_OF_RIVALS)
 
 
-def measure(
-    setting: tuple[int, int, int], num_seeds: int, first_seed: int, *, rivals: bool = True
-) -> dict[str, dict[str, list[float]]]:
+def measure(setting: tuple[int, int, int], options: argparse.Namespace, num_seeds: int) -> dict[str, dict[str, Any]]:
     """For each method: index, quanta of five rows and more over the true number of such, seconds; one per seed."""
-    num_quanta, sigma, dim = setting
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    folder = Path(options.cache).expanduser() / "planted-directions"
     for turn in range(num_seeds):
-        rows, truth, nearest = planted(num_quanta, sigma, dim, first_seed + turn)
-        large = (np.bincount(truth) >= LEAST_SIZE).sum()
-        timed = {"nearest centre": (nearest, 0.0)}
-        for name, cluster in methods(num_quanta).items():
-            if not is_run(name, setting, turn) or not (rivals or name in (LINKAGE, DEFAULT, ALONE)):
-                continue
-            start = time.perf_counter()
-            timed[name] = cluster(rows), time.perf_counter() - start
-        for name, (labels, seconds) in timed.items():
-            figures = found.setdefault(name, {"index": [], "found": [], "seconds": []})
-            figures["index"].append(float(adjusted_rand_score(truth, labels)))
-            figures["found"].append(float((np.bincount(labels) >= LEAST_SIZE).sum() / large))
-            figures["seconds"].append(seconds)
+        name = "-".join(str(part) for part in (RECIPE, *setting, options.seed + turn, turn, int(options.no_rivals)))
+        made = kept(folder / f"{name}.json", partial(of_seed, setting, options, turn), again=options.again)
+        for method, figures in made.items():
+            for figure, value in figures.items():
+                found.setdefault(method, {}).setdefault(figure, []).append(value)
+    print(f"N={setting[0]} σ={setting[1]} D={setting[2]}: done", flush=True)
     return found
 
 
-def half_interval(values: np.ndarray) -> float:
-    """Half of the width of the mean's 95 % interval; NaN for one value."""
-    if len(values) < 2:
-        return float("nan")
-    return float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+def of_seed(setting: tuple[int, int, int], options: argparse.Namespace, turn: int) -> dict[str, dict[str, float]]:
+    """The figures of one seed."""
+    num_quanta, sigma, dim = setting
+    rows, truth, nearest = planted(num_quanta, sigma, dim, options.seed + turn)
+    large = (np.bincount(truth) >= LEAST_SIZE).sum()
+    timed = {"nearest centre": (nearest, 0.0)}
+    for name, cluster in methods(num_quanta).items():
+        if not is_run(name, setting, turn) or (options.no_rivals and name not in (LINKAGE, DEFAULT, ALONE)):
+            continue
+        start = time.perf_counter()
+        timed[name] = cluster(rows), time.perf_counter() - start
+    return {
+        name: {
+            "index": float(adjusted_rand_score(truth, labels)),
+            "found": float((np.bincount(labels) >= LEAST_SIZE).sum() / large),
+            "seconds": seconds,
+        }
+        for name, (labels, seconds) in timed.items()
+    }
 
 
 def at_least(name: str, values: np.ndarray, limit: float, *, quick: bool) -> Bar:
@@ -141,23 +158,12 @@ def bars_of(
     return bars
 
 
-def speed(seed: int) -> tuple[dict[str, object], Bar]:
-    """The default clustering of 10,000 rows of 6,144 numbers, its tree and its choice of N included."""
-    rows, truth, _ = planted(300, 2, 6_144, seed, largest=1_640)
-    rows, truth = rows[:10_000], truth[:10_000]
-    start = time.perf_counter()
-    labels = Refined().cluster(rows).assignments
-    seconds = time.perf_counter() - start
-    row = {"setting": f"{len(rows):,} x 6,144", "method": ALONE, "index": float(adjusted_rand_score(truth, labels))}
-    return row | {"seconds": seconds}, Bar(
-        name="seconds for 10,000 rows x 6,144", value=seconds, limit=30, holds=seconds < 30
-    )
-
-
 def main() -> None:
     parser = arguments("Clusterers on planted directions.")
     parser.add_argument("--seeds", type=int, help="seeds per setting; the default is 20, or 3 with --quick")
     parser.add_argument("--num-quanta", type=int, choices=(30, 300), help="only the settings of this N")
+    parser.add_argument("--cache", default="~/.cache/quantascope", help="where the figures of each seed are kept")
+    parser.add_argument("--again", action="store_true", help="measure again what the cache has figures of")
     parser.add_argument("--no-rivals", action="store_true", help="only the default, scipy's linkage, nearest centres")
     options = parser.parse_args()
     num_seeds = options.seeds or (3 if options.quick else 20)
@@ -165,7 +171,7 @@ def main() -> None:
     rows, bars = [], []
     with threadpool_limits(options.threads):
         for setting in [s for s in SETTINGS if s[0] in wanted]:
-            found = measure(setting, num_seeds, options.seed, rivals=not options.no_rivals)
+            found = measure(setting, options, num_seeds)
             bars += bars_of(setting, found, options)
             for name, figures in found.items():
                 index = np.array(figures["index"])
@@ -183,10 +189,6 @@ def main() -> None:
                         "seeds": len(index),
                     }
                 )
-        if not options.quick and 300 in wanted:
-            row, bar = speed(options.seed)
-            rows.append(row)
-            bars.append(bar)
     columns = ["setting", "method", "index", "±", "over linkage", "± of it", "number found / true", "seconds", "seeds"]
     finish("quanta", columns, rows, bars, options)
 
