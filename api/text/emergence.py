@@ -21,6 +21,8 @@ def emergence_text(found: StoredEmergence, labels: Sequence[str], *, limit: int)
         lines += _whole(facts)
     if facts["order"]:
         lines.append(facts["order"]["sentence"])
+    if facts.get("monogenic"):
+        lines.append(facts["monogenic"]["sentence"])
     lines += [
         f"phase change between steps {b['first_step']:,} and {b['last_step']:,}: {b['count']} quanta form there, "
         f"{b['expected']:.1f} by the gaps around it (p = {b['p_value']:.2g})"

@@ -25,6 +25,7 @@ from ...attribution.change.emergence import (
     group_means,
     order_against_frequency,
 )
+from ...attribution.change.monogenic import monogenic_curves
 from ...attribution.quanta.dimension import effective_dimension
 from ...errors import ConfigurationError, RunMismatchError, RunNotFoundError
 from ...storage.derived import Derived
@@ -78,8 +79,9 @@ class StoredEmergence:
     """One line per quantum and checkpoint: loss, gradient_norm, effective_dimension. Over sizes, one per quantum and
     model: loss, and contribution to the mean loss of all units."""
     facts: dict[str, Any]
-    """Checkpoints, steps, order against frequency (or None), bursts, the configuration. Over sizes: models,
-    num_parameters, mean_loss, scaling, order, the configuration."""
+    """Checkpoints, steps, order against frequency (or None), bursts, how sharply units of one quantum and of several
+    fall (`monogenic`, or None), the configuration. Over sizes: models, num_parameters, mean_loss, scaling, order,
+    monogenic, the configuration."""
 
 
 def find_checkpoints(places: Sequence[str]) -> list[str]:
@@ -150,6 +152,7 @@ def emerge(
         "steps": curves.steps.tolist(),
         "order": known(asdict(order)) | {"sentence": order.sentence()} if order else None,
         "bursts": [asdict(burst) for burst in find_bursts(found, scale=config.transitions.scale)],
+        "monogenic": monogenic_facts(losses, quanta, seed=config.transitions.seed),
         "config": asdict(config),
     }
     mean_norms = group_means(norms, assignments[chosen]) if norms is not None else None
@@ -276,6 +279,18 @@ def _require_one_shape(checkpoints: Sequence[ModelSource]) -> None:
                     f"{first.get(key)!r} here. A series has checkpoints of one training; --over sizes takes models of "
                     "different sizes, and `quantascope compare` two of any shape."
                 )
+
+
+def monogenic_facts(
+    losses: Float[np.ndarray, "unit checkpoint"], quanta: Quanta, *, seed: int
+) -> dict[str, Any] | None:
+    """How sharply units of one quantum and of several fall; None where quanta have no codes or units of one kind."""
+    if "monogenic" not in quanta.units.column_names:
+        return None
+    score = np.asarray(quanta.units["monogenic"], np.float64)
+    document = np.asarray(quanta.units["document"]).astype(np.int64)
+    found = monogenic_curves(losses, score > 1 - 1e-6, document, known=np.isfinite(score), seed=seed)
+    return asdict(found) | {"sentence": found.sentence()} if found else None
 
 
 def known(facts: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from ..models.model import ModelSource, check_model, load_tokenizer
 from ..quanta.cluster import Quanta
 from ..workers.progress import Listener, ignore
 from ..workers.ray_session import RayOptions
-from .emerge import StoredEmergence, curve_columns, known, place_of, quanta_columns, read_emergence
+from .emerge import StoredEmergence, curve_columns, known, monogenic_facts, place_of, quanta_columns, read_emergence
 from .losses import ComparedModel, losses_under
 
 _AXIS = "num_parameters"
@@ -94,6 +94,7 @@ def emerge_over_sizes(
         "scaling": _scaling(scaling, quanta),
         "scope": _SCOPE,
         "order": known(asdict(order)) | {"sentence": order.sentence("parameters")} if order else None,
+        "monogenic": monogenic_facts(losses, quanta, seed=config.transitions.seed),
         "losses_from": computed_from,
         "config": asdict(config),
     }

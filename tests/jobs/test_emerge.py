@@ -61,6 +61,11 @@ def test_curves_and_times_are_stored_and_shown(in_process, cli, run_copy, series
     value = json.loads(cli("emerge", run_copy, *flags)[0])
     assert [row["midpoint"] for row in value["quanta"]] == found.quanta["midpoint"].to_pylist()
     assert "gradient_norm" not in read_emergence(run).curves.column_names
+    kinds = value["facts"]["monogenic"]
+    uses_one = units["monogenic"] > 1 - 1e-6
+    assert kinds["num_one"] + kinds["num_several"] + kinds["num_left_out"] == len(units)
+    assert 0 < kinds["num_one"] <= uses_one.sum()
+    assert kinds["sentence"] in out
 
 
 def test_what_is_no_series_is_refused(in_process, refused, run_copy, series, tmp_path):
