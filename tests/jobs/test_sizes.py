@@ -85,7 +85,8 @@ def test_the_mean_loss_is_the_sum_of_the_quantas_contributions_at_each_size(load
     assert sum(found.quanta["fall"].to_pylist()) == pytest.approx(whole, abs=1e-9)
     slope = np.polyfit(np.log(sizes), np.log(found.facts["mean_loss"]), 1)[0]
     assert found.facts["scaling"]["exponent"] == pytest.approx(-slope)
-    parts = [float(part) for part in re.findall(r" (-?[\d.]+)%", out)]
+    assert found.facts["monogenic"]["sentence"] in out
+    parts = [float(part) for part in re.findall(r" (-?[\d.]+)%", out[out.index("of fall") :])]
     assert len(parts) == sum(status != "flat" for status in found.quanta["status"].to_pylist()) > 10
     first = int(re.search(r"of fall\n +(\d+) ", out)[1])
     assert parts[0] == pytest.approx(100 * found.quanta["fall"][first].as_py() / whole, abs=0.05)
