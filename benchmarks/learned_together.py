@@ -58,13 +58,13 @@ RECIPE, STEPS_RECIPE = 3, 2
 """Of co-emergence and of transfer; raised when what is measured changes: figures in the cache are then made again."""
 STEPPED = (
     PLAIN, LOSS, DEFAULT, "activations 4", "activations 4, half whitened", "activations of all layers",
-    "activations of all layers, whitened", "tf–idf of 8 tokens", "target token", "previous token",
+    "tf–idf of 8 tokens", "target token", "previous token",
 )  # fmt: skip
 """Whose transfer is measured, of those that a model of few layers has."""
 NEIGHBOURS = (5, 10)
 AS_MANY = "as many clusters as previous tokens"
 CLUSTERS = {"100 clusters": 100, "200 clusters": 200}
-NUM_CLUSTERS, NUM_EQUAL = 16, 40
+NUM_CLUSTERS, NUM_EQUAL = 10, 30
 """Anchors of each model whose clusters, and whose groups of equal sizes, are stepped on."""
 
 Figures = dict[str, float]
