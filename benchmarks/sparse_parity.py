@@ -164,7 +164,8 @@ def main() -> None:
     with threadpool_limits(options.threads):
         if options.scaling:
             rows = measure_scaling(options.seed, quick=options.quick)
-            finish("sparse_parity_scaling", list(rows[0]), rows, [], options)
+            columns = [name for name, value in rows[0].items() if not isinstance(value, list)]
+            finish("sparse_parity_scaling", columns, rows, [], options)
         clusters(options)
 
 

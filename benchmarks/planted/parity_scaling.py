@@ -5,6 +5,10 @@ The Quantization Model (arXiv 2303.13506, section 2) says: with tasks used ∝ k
 toy (500 tasks, 100 bits, 200,000 steps of 20,000 examples; its notebooks) lies beside. Here there are 20 bits, and so
 fewer steps and examples, because a parity of three among few bits is found sooner; that fits on one core.
 
+*Quantum by quantum*: when a task is half learned over steps, and from which width on; whether frequent tasks come first
+(Spearman's correlation with frequency, beside the 1st percentile of shuffled frequencies); and how much of the mean
+loss at the end is that of tasks not half learned, which is all of it in the theory.
+
 Networks of several widths learn side by side, as blocks of one: their weights do not meet, Adam works on each number by
 itself, and each sees the same examples as if it were alone.
 """
@@ -14,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -25,8 +30,10 @@ PAPER = {0.2: (0.269, 0.267, None), 0.4: (0.332, 0.346, 0.308), 0.8: (0.582, 0.4
 WIDTHS = (8, 11, 16, 23, 32, 45, 64, 91, 128)
 EXAMPLES = (4_000, 8_000, 16_000, 32_000, 64_000, 128_000, 256_000)
 LARGE_WIDTH = 384
-_LEARNED, _BEGUN = 0.1, 0.9
-"""Nats below which a task is learned; share of log 2 below which the mean loss has begun to fall."""
+_LEARNED, _BEGUN, _HALF = 0.1, 0.9, 0.5
+"""Nats below which a task is learned; shares of log 2 below which the mean loss has begun to fall, and a task is half
+learned."""
+_NUM_SHUFFLES = 1_000
 _PATIENCE, _WORSE = 8, 1.05
 """Training on a fixed set ends after so many checkpoints whose loss is so many times the least."""
 
@@ -53,6 +60,11 @@ class Falling:
     def learned(self) -> np.ndarray:
         """[checkpoint, network], how many tasks are."""
         return np.asarray((self.losses < _LEARNED).sum(axis=2))
+
+    @property
+    def half_learned(self) -> np.ndarray:
+        """[checkpoint, network, task], whether each is."""
+        return np.asarray(self.losses < _HALF * np.log(2))
 
 
 class SideBySide(nn.Module):
@@ -127,12 +139,12 @@ def measure_scaling(seed: int, *, quick: bool) -> list[dict[str, object]]:
         fresh = fall(seed, base, (*widths, LARGE_WIDTH))
         again = [fall(seed, base, (LARGE_WIDTH,), num_training_examples=size) for size in sizes]
         paper = PAPER[alpha]
-        rows.append({"α": alpha} | _exponents(fresh, again, sizes))
+        rows.append({"α": alpha} | _exponents(fresh, again, sizes) | _by_quantum(fresh, seed))
         rows[-1] |= {
             "α_N paper": paper[0], "α_N theory": alpha, "α_S paper": paper[1], "α_S theory": alpha / (alpha + 1),
             "α_D paper": paper[2], "α_D theory": alpha / (alpha + 1),
         }  # fmt: skip
-        print(rows[-1], flush=True)
+        print(f"α = {alpha}: done", flush=True)
     return rows
 
 
@@ -169,6 +181,32 @@ def _exponents(fresh: Falling, again: list[Falling], sizes: tuple[int, ...]) -> 
         "losses by examples": by_size,
         "tasks learned by examples": at_best,
     }
+
+
+def _by_quantum(fresh: Falling, seed: int) -> dict[str, object]:
+    """In which order the tasks come, and whose loss is left at the end; the last network is the large one."""
+    half, last = fresh.half_learned, fresh.half_learned[-1]
+    stays = np.logical_and.accumulate(half[::-1, -1], axis=0)[::-1]  # half learned from here to the end
+    steps = np.where(stays.any(axis=0), fresh.steps[stays.argmax(axis=0)], np.inf)
+    above = np.logical_and.accumulate(last[::-1], axis=0)[::-1]  # by this network and all wider ones
+    parameters = np.where(above.any(axis=0), fresh.parameters[above.argmax(axis=0)], np.inf)
+    found: dict[str, object] = {}
+    for name, values in (("steps", steps), ("parameters", parameters)):
+        correlation, null, count = order(values, fresh.frequencies, seed)
+        found |= {f"order over {name}": correlation, f"null order over {name}": null, f"tasks over {name}": count}
+    not_learned = (fresh.losses[-1] * ~last) @ fresh.frequencies
+    return found | {"loss of tasks not half learned, by width": (not_learned / fresh.means[-1]).tolist()}
+
+
+def order(values: np.ndarray, frequencies: np.ndarray, seed: int) -> tuple[float, float, int]:
+    """Spearman's correlation with frequency where values are finite, the 1st percentile of shuffles, and how many."""
+    known = np.isfinite(values)
+    if known.sum() < 4:
+        return float("nan"), float("nan"), int(known.sum())
+    rng = np.random.default_rng(seed)
+    values, weights = values[known], frequencies[known]
+    null = [spearmanr(values, rng.permutation(weights)).statistic for _ in range(_NUM_SHUFFLES)]
+    return float(spearmanr(values, weights).statistic), float(np.percentile(null, 1)), int(known.sum())
 
 
 def _drawn(fixed: Examples, config: ParityConfig, generator: torch.Generator) -> Examples:

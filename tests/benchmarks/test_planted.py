@@ -154,6 +154,15 @@ def test_the_exponent_of_a_power_law_is_found(scaling):
     assert np.isnan(scaling.exponent(scales, np.full(9, 0.7))[0])
 
 
+def test_frequent_tasks_first_is_a_correlation_of_minus_one(scaling):
+    frequencies = np.arange(1, 13, dtype=float)[::-1] ** 2
+    steps = np.append(np.arange(11) * 10.0, np.inf)
+    correlation, null, count = scaling.order(steps, frequencies, 0)
+    assert (correlation, count) == (pytest.approx(-1), 11)
+    assert -0.9 < null < -0.5
+    assert np.isnan(scaling.order(np.full(12, np.inf), frequencies, 0)[0])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sparse_parity", "planted_language", "learned_together"])
 def test_quick_runs_answer(name, tmp_path):
