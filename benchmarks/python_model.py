@@ -224,9 +224,11 @@ def rows_of(
     where: Where,
     losses: Losses[TokenBatch] = token_losses,
     preconditioned: Callable[[Projection], Projection] | None = None,
+    *,
+    projection_seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows of all blocks, BLOCK numbers for each, and which set and layer each column belongs to."""
-    projection: Projection = TensorSketch(dim_per_block=BLOCK)
+    projection: Projection = TensorSketch(dim_per_block=BLOCK, seed=projection_seed)
     blocks = find_blocks(model, "all").blocks
     engine = GradientEngine[TokenBatch](model, preconditioned(projection) if preconditioned else projection, blocks)
     paper = {block.name for block in find_blocks(model, "paper").blocks}
