@@ -278,6 +278,8 @@ def bars_of(found: list[dict[str, Figures]]) -> list[Bar]:
     bars = []
     for column in columns:
         ours = PLAIN if _is_transfer(column) else DEFAULT
+        if not all(column in f[ours] for f in found):  # too few units of equal tokens outside, on some model
+            continue
         rivals = [n for n in found[0] if is_rival(n) and all(column in f[n] for f in found)]
         if not rivals:
             continue
@@ -300,7 +302,8 @@ def table(found: list[dict[str, Figures]]) -> list[dict[str, object]]:
             row[f"{column} ±"] = half_interval(values)
             ours = PLAIN if _is_transfer(column) else DEFAULT
             if name != ours and column in found[0][ours]:
-                gains = np.array([f[ours][column] - f[name][column] for f in found if column in f.get(name, {})])
+                both = [f for f in found if column in f.get(name, {}) and column in f[ours]]
+                gains = np.array([f[ours][column] - f[name][column] for f in both])
                 row[f"{column}: ours less this"] = float(gains.mean())
                 row[f"{column}: ours less this ±"] = half_interval(gains)
         rows.append(row)
