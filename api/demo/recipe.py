@@ -8,6 +8,9 @@ from typing import Literal
 
 from quantascope.errors import ConfigurationError
 
+LEAST_STEPS = 150
+"""Steps that a budget in seconds makes at least: fewer teach nothing, and a busy machine would make a handful."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
@@ -23,7 +26,8 @@ class TrainingConfig:
     """Tokens that each training window predicts; also the model's context."""
     batch_windows: int = 4
     seconds: float = 170.0
-    """Time for the training loop, its checkpoints included. The tokenizer and the last evaluation add some 8 s."""
+    """Time for the training loop, its checkpoints included; longer where `LEAST_STEPS` take longer. The tokenizer and
+    the last evaluation add some 8 s."""
     num_steps: int | None = None
     """A fixed number of steps instead of `seconds`: the same on the same machine, however busy it is."""
     matrix_learning_rate: float = 0.03

@@ -24,7 +24,7 @@ import torch
 from quantascope.errors import RunMismatchError
 
 from .corpus import corpus_fingerprint
-from .recipe import TrainingConfig
+from .recipe import LEAST_STEPS, TrainingConfig
 from .trainer import Trainer
 from .windows import prepare_windows, train_tokenizer
 
@@ -187,7 +187,8 @@ class _Clock:
     def fraction(self, step: int) -> float:
         if self._config.num_steps is not None:
             return step / self._config.num_steps
-        return min(1.0, (time.perf_counter() - self.started) / self._config.seconds) if step else 0.0
+        spent = (time.perf_counter() - self.started) / self._config.seconds if step else 0.0
+        return min(1.0, spent, step / LEAST_STEPS)
 
 
 def _train(

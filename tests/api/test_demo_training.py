@@ -10,6 +10,7 @@ import torch
 
 from quantascope.api.demo import training
 from quantascope.api.demo.optimiser import _orthogonalised
+from quantascope.api.demo.recipe import LEAST_STEPS
 from quantascope.api.demo.trainer import Trainer, build_model
 from quantascope.api.demo.training import (
     TrainingConfig,
@@ -240,6 +241,15 @@ def test_tokenizer_gives_back_any_text_with_its_leading_space_in_the_offsets():
 def test_settings_that_cannot_work_are_refused(changes, message):
     with pytest.raises(ConfigurationError, match=message):
         TrainingConfig(**changes)
+
+
+def test_a_budget_in_seconds_makes_its_least_steps_on_a_slow_machine(corpus, tmp_path):
+    slow = replace(TINY, num_steps=None, seconds=1e-6)
+    events: list[TrainingProgress] = []
+    assert train_model(slow, corpus, tmp_path / "model", events.append).num_steps == LEAST_STEPS
+    fractions = [event.fraction for event in events]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
 
 
 def test_a_corpus_without_a_long_document_is_refused(tmp_path):
