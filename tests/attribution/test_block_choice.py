@@ -60,7 +60,6 @@ def test_unit_blocks_are_unit_in_every_row_then_weighed():
         ({"weights": (("*", 0.0),)}, "above 0"),
         ({"weights": (("*", float("nan")),)}, "above 0"),
         ({"scale": "equal"}, "mean share"),
-        ({"scale": "same"}, "one of kept, equal, unit"),
     ],
 )
 def test_refuses_what_fits_nothing(settings, message):
