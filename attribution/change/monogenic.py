@@ -66,9 +66,9 @@ def monogenic_curves(
     num_resamples: int = 1_000,
     seed: int = 0,
 ) -> MonogenicCurves | None:
-    """Compare the sharpness of units that use one quantum with that of the others; None where a kind has none.
+    """Compare the sharpness of units that use one quantum with that of the others.
 
-    `known` leaves units out whose kind is not known. Deterministic for a seed. ConfigurationError for arrays that do
+    None where a kind has no units, or all are of one document: there is no interval then. `known` leaves units out whose kind is not known. Deterministic for a seed. ConfigurationError for arrays that do
     not fit each other, or fewer than three checkpoints: with two, every fall is at once.
     """
     if losses.ndim != 2 or losses.shape[1] < 3 or not len(losses) == len(uses_one) == len(document):
@@ -80,7 +80,7 @@ def monogenic_curves(
     counts = np.isfinite(values) & (np.ones(len(values), bool) if known is None else known)
     values, one = values[counts], uses_one[counts]
     names, place = np.unique(document[counts], return_inverse=True)
-    if not one.any() or one.all():
+    if not one.any() or one.all() or len(names) < 2:
         return None
     sums = np.zeros((len(names), 4))
     np.add.at(sums, place, np.stack([one * values, one, ~one * values, ~one], axis=1))

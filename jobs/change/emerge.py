@@ -284,7 +284,7 @@ def _require_one_shape(checkpoints: Sequence[ModelSource]) -> None:
 def monogenic_facts(
     losses: Float[np.ndarray, "unit checkpoint"], quanta: Quanta, *, seed: int
 ) -> dict[str, Any] | None:
-    """How sharply units of one quantum and of several fall; None where quanta have no codes or units of one kind."""
+    """How sharply units of one quantum and of several fall; None where it cannot be told."""
     if "monogenic" not in quanta.units.column_names:
         return None
     score = np.asarray(quanta.units["monogenic"], np.float64)

@@ -57,6 +57,7 @@ def test_units_of_no_kind_and_without_a_fall_are_left_out():
     found = monogenic_curves(losses, one, document, known=known)
     assert found.num_left_out == 15
     assert monogenic_curves(losses, np.ones(len(one), bool), document) is None
+    assert monogenic_curves(losses, one, np.zeros_like(document)) is None  # one document has no interval
 
 
 def test_what_shows_no_curve_is_refused():
