@@ -68,8 +68,9 @@ def monogenic_curves(
 ) -> MonogenicCurves | None:
     """Compare the sharpness of units that use one quantum with that of the others.
 
-    None where a kind has no units, or all are of one document: there is no interval then. `known` leaves units out whose kind is not known. Deterministic for a seed. ConfigurationError for arrays that do
-    not fit each other, or fewer than three checkpoints: with two, every fall is at once.
+    None where a kind has no units, or all are of one document: there is no interval then. `known` leaves units out
+    whose kind is not known. Deterministic for a seed. ConfigurationError for arrays that do not fit each other, or
+    fewer than three checkpoints: with two, every fall is at once.
     """
     if losses.ndim != 2 or losses.shape[1] < 3 or not len(losses) == len(uses_one) == len(document):
         raise ConfigurationError(
